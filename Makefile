@@ -1,0 +1,75 @@
+# Every target makes its own environment in $(VENV) first, once; stamp files remember what is installed there.
+VENV ?= .venv
+PYTHON ?= $(shell for p in python3.11 python3; do $$p -c '' 2>/dev/null && echo $$p && break; done)
+TORCH ?= torch==2.13.0
+JOBS ?= 2
+
+PY := $(abspath $(VENV))/bin/python
+PIP := $(PY) -m pip install -qq --disable-pip-version-check -c constraints.txt
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+.PHONY: help demo test test-all lint docs bench clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo      train SASRec + PRISM beside the bare SASRec on the bundled data"
+	@echo "make test      the test suite"
+	@echo "make test-all  the test suite, its slow part and the other supported stacks (legs/run.sh)"
+	@echo "make lint      ruff, and mypy on the installed wheel"
+	@echo "make docs      the documentation, with its gallery executed, in docs/_build/html"
+	@echo "make bench     time and memory of a step, side by side with the bare backbone"
+	@echo "make clean     remove what was built (not $(VENV), not runs/)"
+	@echo "VENV=DIR uses another environment; PYTHON=... makes it with another interpreter"
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.torch: | $(VENV)/bin/python
+	@$(PY) -c 'import torch' 2>/dev/null || { echo "installing $(TORCH)"; $(PIP) $(TORCH); }
+	@touch $@
+
+$(VENV)/.core: pyproject.toml constraints.txt | $(VENV)/.torch
+	@echo "installing recplug"
+	@$(PIP) -e .
+	@touch $@
+
+# The extras' installations include the core one, so that its stamp is written too.
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/.torch
+	@echo "installing recplug[dev]"
+	@$(PIP) -e '.[dev]'
+	@touch $(VENV)/.core $@
+
+$(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/.torch
+	@echo "installing recplug[docs]"
+	@$(PIP) -e '.[docs]'
+	@touch $(VENV)/.core $@
+
+demo: $(VENV)/.core
+	$(abspath $(VENV))/bin/run_recbole --model SASRec --plugin prism --baseline true
+	@echo "run directory: $$(ls -td runs/*/ | head -n 1)"
+
+test: $(VENV)/.dev
+	$(ONE_THREAD) $(PY) -m pytest -m "not slow" -n $(JOBS) --dist loadfile
+
+test-all: $(VENV)/.dev
+	$(ONE_THREAD) $(PY) -m pytest -n $(JOBS) --dist loadfile
+	PYTHON=$(PYTHON) bash legs/run.sh
+
+# mypy reads the package as it is installed from its wheel: an editable install is invisible to it. The wheel is built
+# from the source distribution, so that nothing that an earlier build left behind can enter it.
+lint: $(VENV)/.dev
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	@rm -rf $(VENV)/wheel
+	@$(PY) -m build --no-isolation --outdir $(VENV)/wheel . >$(VENV)/build.log 2>&1 || { cat $(VENV)/build.log; exit 1; }
+	@$(PIP) --no-deps --target $(VENV)/wheel/site $(VENV)/wheel/*.whl
+	MYPYPATH=$(VENV)/wheel/site $(PY) -m mypy --config-file pyproject.toml -p recplug.plugins -p recplug.adapters
+
+docs: $(VENV)/.docs
+	$(PY) -m sphinx -W --keep-going -b html docs docs/_build/html
+
+bench: $(VENV)/.core
+	$(PY) benchmarks/step_overhead.py
+
+clean:
+	rm -rf build dist docs/_build docs/gallery docs/sg_execution_times.rst .pytest_cache .mypy_cache .ruff_cache

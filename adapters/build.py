@@ -1,0 +1,96 @@
+"""From plugin names and settings to a chain of augmentations: the same for every host."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from recplug.plugins.chain import Chain
+from recplug.plugins.contract import Augmentation, Context, Plugin
+from recplug.plugins.errors import RecplugError
+from recplug.plugins.registry import get
+from recplug.plugins.settings import PluginSettings, parse_settings
+
+
+def resolve(names: Sequence[str], values: Mapping[str, Mapping[str, Any]]) -> dict[str, PluginSettings]:
+    """Validated settings of every plugin, in order.
+
+    Args:
+        names: plugin names.
+        values: given settings by plugin name; others take their defaults.
+
+    Raises:
+        RecplugError: for an unknown plugin, an unknown setting or a value out of range.
+    """
+    return {name: parse_settings(name, get(name).settings, values.get(name) or {}) for name in names}
+
+
+def check(plugin: Plugin, settings: PluginSettings, context: Context, *, seams: frozenset[str], encoder: bool) -> None:
+    """Compare what a plugin requires with what a host and a data set offer.
+
+    Args:
+        plugin: the plugin.
+        settings: its settings.
+        context: the host and the data.
+        seams: what the host offers.
+        encoder: whether the host can re-run its encoder and scores by dot product.
+
+    Raises:
+        RecplugError: naming what is missing and the command or choice that mends it.
+    """
+    needs = plugin.requirements(settings)
+    if context.family not in needs.families:
+        raise RecplugError(
+            f"{plugin.name} with these settings works on {' and '.join(sorted(needs.families))} backbones; "
+            f"{context.host} is {context.family}"
+        )
+    if missing := sorted(needs.seams - seams):
+        raise RecplugError(f"{plugin.name} acts on {missing}, which {context.host} does not offer")
+    if len(context.modalities) < needs.modalities:
+        raise RecplugError(
+            f"{plugin.name} needs {needs.modalities} feature table(s), found {len(context.modalities)}; "
+            f"make one with: recplug features import --help"
+        )
+    if needs.factors and context.factors is None:
+        raise RecplugError(f"{plugin.name} needs factor profiles; make them with: recplug factors induce --help")
+    if needs.second_domain == "required" and context.source is None:
+        raise RecplugError(f"{plugin.name} needs a second domain; set --{plugin.name}.source=DATASET")
+    if needs.backbone_in_loss and not encoder:
+        raise RecplugError(
+            f"{plugin.name} with these settings re-runs the encoder and needs dot-product scores, which "
+            f"{context.host} does not offer; choose another loss level"
+        )
+
+
+def build_chain(
+    settings: Mapping[str, PluginSettings],
+    context: Context,
+    *,
+    seams: frozenset[str] = frozenset({"items", "tables", "losses"}),
+    encoder: bool = True,
+) -> Chain:
+    """Check every plugin's requirements and build the augmentations, without touching the host's random state.
+
+    Args:
+        settings: resolved settings by plugin name, in the order in which the plugins act.
+        context: what the plugins are told.
+        seams: what the host offers.
+        encoder: whether the host can re-run its encoder and scores by dot product.
+
+    Raises:
+        RecplugError: if a requirement is not met.
+    """
+    for name, values in settings.items():
+        check(get(name), values, context, seams=seams, encoder=encoder)
+    augmentations: dict[str, Augmentation] = {}
+    cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=cuda):
+        for name, values in settings.items():
+            torch.manual_seed(context.seed)
+            augmentations[name] = get(name).build(values, context)
+    scoring = [name for name, a in augmentations.items() if "score" in a.seams()]
+    if len(scoring) > 1:
+        raise RecplugError(f"{' and '.join(scoring)} both change scoring and do not compose; choose one")
+    return Chain(augmentations, context)

@@ -1,0 +1,147 @@
+"""The bundled data sets: list them, find them, copy them out, and check any set of files like them."""
+
+from __future__ import annotations
+
+import glob
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from recplug.adapters.data.checking import check_directory, dataset_in, settings_of
+from recplug.plugins.errors import RecplugError, did_you_mean
+
+__all__ = ["DataSet", "bundled", "check", "get", "locate"]
+
+HERE = Path(__file__).parent
+TERMS = "research only, not commercial, cite the papers in TERMS.md"
+RECBOLE_OWN = "ml-100k"
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A bundled data set.
+
+    Attributes:
+        name: what ``--dataset`` takes.
+        directory: the folder that holds ``NAME.inter``.
+        summary: one line.
+        users, items, interactions: counts, without padding.
+        terms: one line; ``TERMS.md`` has the whole.
+    """
+
+    name: str
+    directory: Path
+    summary: str
+    users: int
+    items: int
+    interactions: int
+    terms: str = TERMS
+
+
+def bundled() -> dict[str, DataSet]:
+    """The data sets that come with recplug, by name."""
+    small, full = "amazon-scientific", "amazon-scientific-full"
+    sets = (
+        DataSet(small, HERE / small, "Amazon Scientific 2018; image and text for every item", 2_928, 1_585, 19_712),
+        DataSet(full, HERE / full, "Amazon Scientific 2018; image and text for 36 % of items", 8_442, 4_385, 59_384),
+    )
+    return {data_set.name: data_set for data_set in sets}
+
+
+def locate(dataset: str, data_path: str | os.PathLike[str] | None) -> Path | None:
+    """The folder that holds ``DATASET.inter``, or its ready-made splits ``DATASET.PART.inter``.
+
+    Looked at in this order: ``data_path/DATASET``, ``data_path``, ``./dataset/DATASET``, the bundled sets.
+
+    Returns:
+        The folder, or None for ``ml-100k``: RecBole brings that one itself, wherever ``data_path`` points.
+
+    Raises:
+        RecplugError: where no such folder exists.
+    """
+    if dataset == RECBOLE_OWN:
+        return None
+    if not dataset or Path(dataset).name != dataset:
+        raise RecplugError(f"dataset {dataset!r} is not a plain name; give the name, and its folder with --data_path")
+    places = [Path("dataset") / dataset]
+    if data_path is not None:
+        places = [Path(data_path) / dataset, Path(data_path), *places]
+    known = bundled()
+    if dataset in known:
+        places.append(known[dataset].directory)
+    for place in places:
+        if any(place.glob(f"{glob.escape(dataset)}.inter")) or any(place.glob(f"{glob.escape(dataset)}.*.inter")):
+            return place
+    names = [*known, RECBOLE_OWN]
+    raise RecplugError(
+        f"no {dataset}.inter in {', '.join(map(str, places))}{did_you_mean(dataset, names)};"
+        f" give its folder with --data_path, or use {' or '.join(names)}"
+    )
+
+
+def get(name: str, directory: str | os.PathLike[str]) -> Path:
+    """Copy a bundled set to ``directory/NAME``, with its terms and the feature tables that it shares with another set.
+
+    A file that is already there and equal is left alone; where one differs, nothing at all is copied.
+
+    Returns:
+        The new folder.
+
+    Raises:
+        RecplugError: for an unknown name, a file that differs, or a folder that cannot be written.
+    """
+    known = bundled()
+    if name not in known:
+        hint = did_you_mean(name, known) or f"; there are: {', '.join(known)}"
+        raise RecplugError(f"no bundled data set {name!r}{hint}")
+    source, target = known[name].directory, Path(directory) / name
+    copies = {target / file.name: file for file in sorted(source.iterdir()) if file.is_file()}
+    copies[target / "TERMS.md"] = HERE / "TERMS.md"
+    for path in settings_of(source, name).get("features", {}).values():
+        copies[Path(os.path.normpath(target / path))] = Path(os.path.normpath(source / path))
+    try:
+        missing = {to: file for to, file in copies.items() if not os.path.lexists(to)}
+        for to in copies.keys() - missing.keys():
+            if not to.is_file() or to.read_bytes() != copies[to].read_bytes():
+                raise RecplugError(
+                    f"{to} exists and differs from the bundled file; move it away or choose another folder"
+                )
+        for to, file in missing.items():
+            _copy(file, to)
+    except OSError as error:
+        raise RecplugError(f"cannot copy {name} to {directory}: {error.strerror}; choose another folder") from None
+    return target
+
+
+def check(directory_or_name: str | os.PathLike[str]) -> list[str]:
+    """Check a data set: headers, column types, tokens, time, repeats, feature tables and their coverage.
+
+    Args:
+        directory_or_name: a folder with one ``NAME.inter``, or the name of a bundled set.
+
+    Returns:
+        Report lines.
+
+    Raises:
+        RecplugError: for the first thing that would spoil training.
+    """
+    known = bundled()
+    folder = Path(directory_or_name)
+    if not folder.is_dir():
+        if str(directory_or_name) not in known:
+            hint = did_you_mean(str(directory_or_name), known) or f"; there are: {', '.join(known)}"
+            raise RecplugError(f"{directory_or_name} is neither a folder nor a bundled data set{hint}")
+        folder = known[str(directory_or_name)].directory
+    return check_directory(folder, dataset_in(folder))
+
+
+def _copy(file: Path, to: Path) -> None:
+    """Copy so that an interruption leaves no half file, which the next attempt would take for the user's own."""
+    to.parent.mkdir(parents=True, exist_ok=True)
+    partial = to.with_name(f".{to.name}.{os.getpid()}.part")
+    try:
+        shutil.copyfile(file, partial)
+        os.replace(partial, to)
+    finally:
+        partial.unlink(missing_ok=True)

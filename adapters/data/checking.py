@@ -1,0 +1,202 @@
+"""Check RecBole's atomic files and the feature tables beside them, before RecBole reads them its own way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import yaml
+from pyarrow import csv
+
+from recplug.adapters.features.find import find_tables
+from recplug.adapters.features.table import PADDING, FeatureTable
+from recplug.plugins.errors import RecplugError, did_you_mean
+
+TYPES = ("token", "token_seq", "float", "float_seq")
+# What pandas, and so RecBole, reads as a missing value and not as a token.
+MISSING = pa.array(
+    [
+        "",
+        "#N/A",
+        "#N/A N/A",
+        "#NA",
+        "-1.#IND",
+        "-1.#QNAN",
+        "-NaN",
+        "-nan",
+        "1.#IND",
+        "1.#QNAN",
+        "<NA>",
+        "N/A",
+        "NA",
+        "NULL",
+        "NaN",
+        "None",
+        "n/a",
+        "nan",
+        "null",
+    ]
+)
+
+
+def dataset_in(folder: Path) -> str:
+    """The name of the one data set in ``folder``: the folder's own, or that of its only ``.inter`` file.
+
+    Raises:
+        RecplugError: where there is none, or several.
+    """
+    names = sorted(path.name.removesuffix(".inter") for path in folder.glob("*.inter"))
+    if folder.resolve().name in names:
+        return folder.resolve().name
+    if len(names) != 1:
+        found = f"several data sets ({', '.join(names)})" if names else "no .inter file"
+        raise RecplugError(f"{folder} holds {found}; give a folder with one NAME.inter")
+    return names[0]
+
+
+def settings_of(folder: Path, dataset: str) -> dict[str, Any]:
+    """What ``DATASET.yaml`` in ``folder`` says, or nothing where there is no such file.
+
+    Raises:
+        RecplugError: where it is not YAML, or ``features`` is not a path by modality.
+    """
+    path = folder / f"{dataset}.yaml"
+    if not path.is_file():
+        return {}
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecplugError(f"{path} is not YAML: {_line(error)}; correct it") from None
+    features = settings.get("features", {}) if isinstance(settings, dict) else None
+    if not isinstance(features, dict) or not all(isinstance(item, str) for pair in features.items() for item in pair):
+        raise RecplugError(
+            f"{path}: settings are 'key: value' lines, and 'features' has one path by modality; correct it"
+        )
+    return settings
+
+
+def check_directory(folder: Path, dataset: str) -> list[str]:
+    """Check ``DATASET.inter``, ``DATASET.item`` if there is one, and every feature table.
+
+    Field names are taken from ``DATASET.yaml``, else RecBole's defaults.
+
+    Returns:
+        Report lines.
+
+    Raises:
+        RecplugError: for the first thing that would spoil training.
+    """
+    settings = settings_of(folder, dataset)
+    user, item = settings.get("USER_ID_FIELD") or "user_id", settings.get("ITEM_ID_FIELD") or "item_id"
+    path = folder / f"{dataset}.inter"
+    table, types = _read(path)
+    for name in (user, item):
+        _check_tokens(path, table, types, name)
+    time_line = _check_time(path, table, types, settings.get("TIME_FIELD"))
+    items = pc.unique(table[item])
+    lines = [f"{dataset}: {len(pc.unique(table[user])):,} users, {len(items):,} items, {len(table):,} interactions"]
+    lines += [time_line, _repeats(table, user, item)]
+
+    catalogue = folder / f"{dataset}.item"
+    if catalogue.is_file():
+        about, about_types = _read(catalogue)
+        _check_tokens(catalogue, about, about_types, item)
+        described = pc.unique(about[item])
+        if len(described) < len(about):
+            raise RecplugError(
+                f"{catalogue} describes {len(about) - len(described)} items twice; keep one row for each"
+            )
+        known = pc.sum(pc.is_in(items, value_set=described)).as_py()
+        lines.append(f"{catalogue.name}: describes {known:,} of {len(items):,} items")
+
+    id_tokens = [PADDING, *items.to_pylist()]
+    tables = find_tables(folder, dataset, settings.get("features", {}))
+    for name, place in tables.items():
+        features = FeatureTable.load(place)
+        stored = "" if name == features.modality else f" (as {name})"
+        lines.append(f"{features.coverage(id_tokens)}{stored}; licence: {features.metadata.get('licence', 'unknown')}")
+    return lines if tables else [*lines, "no feature tables; make one with `recplug features import --from npy ...`"]
+
+
+def _read(path: Path) -> tuple[pa.Table, dict[str, str]]:
+    """An atomic file as text columns by field name, and the type of each field."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            header = file.readline().rstrip("\n").split("\t")
+        types = _types(path, header)
+        table = csv.read_csv(
+            path,
+            parse_options=csv.ParseOptions(delimiter="\t", quote_char=False),
+            convert_options=csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string())),
+        )
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise RecplugError(f"cannot read {path}: {_line(error)}; it must be tab-separated UTF-8") from None
+    if not len(table):
+        raise RecplugError(f"{path} has no rows; give at least one")
+    return table.rename_columns(list(types)), types
+
+
+def _types(path: Path, header: list[str]) -> dict[str, str]:
+    types: dict[str, str] = {}
+    for cell in header:
+        name, _, kind = cell.partition(":")
+        if not name or kind not in TYPES:
+            raise RecplugError(
+                f"{path}: header {cell!r} is not NAME:TYPE with a TYPE of {', '.join(TYPES)}; correct it"
+            )
+        if name in types:
+            raise RecplugError(f"{path}: the header names {name!r} twice; rename one")
+        types[name] = kind
+    return types
+
+
+def _check_tokens(path: Path, table: pa.Table, types: dict[str, str], name: str) -> None:
+    """Every row has a token that RecBole reads as it stands."""
+    if name not in types:
+        hint = did_you_mean(name, types) or f"; it has: {', '.join(types)}"
+        raise RecplugError(f"{path} has no field {name!r}{hint}")
+    if types[name] != "token":
+        raise RecplugError(f"{path}: {name!r} is {types[name]!r}; ids are 'token'")
+    wrong = pc.is_in(table[name], value_set=MISSING)
+    number = pc.index(wrong, True).as_py()
+    if number >= 0:
+        raise RecplugError(
+            f"{path}: {name} is {table[name][number].as_py()!r} in {pc.sum(wrong).as_py():,} rows (first: line"
+            f" {number + 2}), which reads as missing; name it otherwise or leave these rows out"
+        )
+    if pc.index(table[name], PADDING).as_py() >= 0:
+        raise RecplugError(f"{path}: {name} {PADDING!r} is RecBole's padding; name it otherwise")
+
+
+def _check_time(path: Path, table: pa.Table, types: dict[str, str], declared: str | None) -> str:
+    name = declared or "timestamp"
+    if name not in types:
+        if declared:
+            raise RecplugError(f"{path} has no time field {name!r}{did_you_mean(name, types)}; correct TIME_FIELD")
+        return "no time field: sequential models need one (name it with TIME_FIELD), graph models do not"
+    if types[name] != "float":
+        raise RecplugError(f"{path}: the time field {name!r} is {types[name]!r}; RecBole sorts by a 'float'")
+    try:
+        values = pc.cast(table[name], pa.float64())
+    except pa.ArrowException as error:
+        raise RecplugError(f"{path}: the time field {name!r} is not all numbers ({_line(error)}); correct it") from None
+    finite = pc.is_finite(values)
+    if not pc.all(finite).as_py():
+        raise RecplugError(f"{path}: {name} is not finite in line {pc.index(finite, False).as_py() + 2}; correct it")
+    return f"time: {name}, from {pc.min(values).as_py():.15g} to {pc.max(values).as_py():.15g}"
+
+
+def _repeats(table: pa.Table, user: str, item: str) -> str:
+    pairs = table.group_by([user, item]).aggregate([([], "count_all")])
+    repeated = pairs.filter(pc.greater(pairs["count_all"], 1))
+    if not len(repeated):
+        return "repeats: none"
+    extra = len(table) - len(pairs)
+    users = len(pc.unique(repeated[user]))
+    return f"repeats: {extra:,} rows name a pair of user and item again ({users:,} users); rm_dup_inter drops them"
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,85 @@
+"""Panels to pictures: one way to draw, so that every plugin's diagnostics look alike and read alone."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from recplug.plugins.contract import Panel
+
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#7F7F7F", "#000000")
+
+
+def draw(panel: Panel, path: Path) -> None:
+    """Draw one panel, caption included, as a PNG of about 900 pixels."""
+    values = panel.values.detach().float().cpu().numpy()
+    caption = textwrap.fill(panel.caption, 92)
+    height = 3.6 + 0.17 * caption.count("\n")
+    if panel.kind == "heatmap":
+        height += 0.25 * max(0, len(values) - 5)
+    figure = Figure(figsize=(7.2, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    {"heatmap": _heatmap, "bars": _bars, "histogram": _histogram, "curves": _curves}[panel.kind](axes, panel, values)
+    axes.set_title(panel.title, loc="left", fontsize=11, fontweight="bold")
+    axes.set_xlabel(panel.xlabel)
+    axes.set_ylabel(panel.ylabel)
+    figure.supxlabel(caption, x=0.01, ha="left", fontsize=8.5, color="#333333")
+    figure.savefig(path, dpi=130)
+
+
+def _heatmap(axes: Axes, panel: Panel, values: np.ndarray) -> None:
+    low, high = panel.limits or (float(np.nanmin(values)), float(np.nanmax(values)))
+    image = axes.imshow(values, cmap="RdBu_r" if low < 0 < high else "viridis", vmin=low, vmax=high, aspect="auto")
+    axes.figure.colorbar(image, ax=axes)
+    axes.set_xticks(range(values.shape[1]), panel.columns or None)
+    axes.set_yticks(range(values.shape[0]), panel.rows or None)
+    middle, span = (low + high) / 2, max(high - low, 1e-9)
+    for (row, column), value in np.ndenumerate(values):
+        far = abs(value - middle) / span > 0.3
+        dark = far if low < 0 < high else value < middle
+        axes.text(column, row, f"{value:.2f}", ha="center", va="center", color="white" if dark else "black")
+
+
+def _bars(axes: Axes, panel: Panel, values: np.ndarray) -> None:
+    places = np.arange(len(values))
+    axes.bar(places, values, color=[COLOURS[i % len(COLOURS)] for i in places], width=0.65)
+    axes.set_xticks(places, panel.rows or None)
+    for place, value in zip(places, values, strict=True):
+        axes.text(place, value, f"{value:.3g}", ha="center", va="bottom" if value >= 0 else "top", fontsize=9)
+    axes.axhline(0, color="black", linewidth=0.6)
+    axes.margins(y=0.15)
+    if panel.limits:
+        axes.set_ylim(panel.limits)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _histogram(axes: Axes, panel: Panel, values: np.ndarray) -> None:
+    low, high = panel.limits or (float(np.nanmin(values)), float(np.nanmax(values)))
+    edges = np.linspace(low, high if high > low else low + 1e-6, 41)
+    for index, sample in enumerate(values):
+        label = panel.rows[index] if panel.rows else None
+        colour = COLOURS[index % len(COLOURS)]
+        sample = sample[np.isfinite(sample)]
+        axes.hist(sample, bins=edges, histtype="stepfilled", alpha=0.25, color=colour)
+        axes.hist(sample, bins=edges, histtype="step", linewidth=1.4, color=colour, label=label)
+    axes.spines[["top", "right"]].set_visible(False)
+    if panel.rows:
+        axes.legend(frameon=False, fontsize=9)
+
+
+def _curves(axes: Axes, panel: Panel, values: np.ndarray) -> None:
+    for index, line in enumerate(values):
+        label = panel.rows[index] if panel.rows else None
+        axes.plot(np.arange(len(line)), line, color=COLOURS[index % len(COLOURS)], linewidth=1.5, label=label)
+    if panel.limits:
+        axes.set_ylim(panel.limits)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    if panel.rows:
+        axes.legend(frameon=False, fontsize=9)

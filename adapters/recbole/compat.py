@@ -1,0 +1,184 @@
+"""RecBole 1.2.1 on today's numpy, scipy, pandas and torch: the one place that knows what breaks.
+
+Each remedy is a context manager that puts back what it changed, also after an error, and names the upstream thread.
+``recbole_compat()`` enters those that this environment needs; it goes around a whole run::
+
+    with recbole_compat():
+        config = make_config("SASRec", "ml-100k", [], {})
+        ...
+
+What only ``recbole.quick_start`` needs (ray, and through it pkg_resources: RecBole#1518, #2055) has no remedy here,
+because nothing in this package imports that module.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+import torch
+
+from recplug.adapters.recbole import gaps
+from recplug.adapters.recbole.scoped import replaced
+
+# What RecBole's source reads from numpy, beside what every numpy has. Its Config writes the second half itself and
+# never takes it back.
+NUMPY_ALIASES: Mapping[str, type] = {
+    "float_": np.float64,
+    "complex_": np.complex128,
+    "unicode_": np.str_,
+    "bool": np.bool_,
+    "int": np.int_,
+    "float": np.float64,
+    "complex": np.complex128,
+    "object": np.object_,
+    "str": np.str_,
+    "long": np.int_,
+    "unicode": np.str_,
+}
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """One remedy: its name, why it exists with the upstream thread, whether it is needed here, and its scope."""
+
+    name: str
+    why: str
+    needed: Callable[[], bool]
+    scope: Callable[[], AbstractContextManager[None]]
+
+
+@contextmanager
+def numpy_aliases() -> Iterator[None]:
+    """The old numpy names that RecBole reads (RecBole#2215, #2216); numpy's own namespace comes back on exit."""
+    with replaced(np, **NUMPY_ALIASES):
+        yield
+
+
+def _needs_numpy_aliases() -> bool:
+    return any(name not in vars(np) for name in NUMPY_ALIASES)
+
+
+@contextmanager
+def dok_update() -> Iterator[None]:
+    """``dok_matrix._update``, gone since scipy 1.13, for the adjacency of seven graph models (RecBole#2034, #2090)."""
+
+    def _update(self: Any, entries: Mapping[tuple[int, int], float]) -> None:
+        if entries:
+            places = np.array(list(entries), dtype=np.int64)
+            self[places[:, 0], places[:, 1]] = np.array(list(entries.values()))
+
+    with replaced(scipy.sparse.dok_matrix, _update=_update):
+        yield
+
+
+def _needs_dok_update() -> bool:
+    return not hasattr(scipy.sparse.dok_matrix, "_update")
+
+
+@contextmanager
+def _trusting(trusted: Callable[[Path], bool]) -> Iterator[None]:
+    """``torch.load`` unpickles a file that ``trusted`` accepts, and keeps torch's default for every other one."""
+    load = torch.load
+
+    @functools.wraps(load)
+    def load_trusted(f: Any, *args: Any, **kwargs: Any) -> Any:
+        undecided = kwargs.get("weights_only") is None
+        if undecided and isinstance(f, (str, os.PathLike)) and trusted(Path(f).resolve()):
+            kwargs["weights_only"] = False
+        return load(f, *args, **kwargs)
+
+    with replaced(torch, load=load_trusted):
+        yield
+
+
+@contextmanager
+def own_checkpoints() -> Iterator[None]:
+    """Unpickle the files that were written by ``torch.save`` inside this block (RecBole#2212, #2215).
+
+    RecBole's trainer reads its own checkpoint, a pickled Config included, without saying ``weights_only=False``.
+    """
+    save, written = torch.save, set[Path]()
+
+    @functools.wraps(save)
+    def save_and_note(obj: Any, f: Any, *args: Any, **kwargs: Any) -> None:
+        save(obj, f, *args, **kwargs)
+        if isinstance(f, (str, os.PathLike)):
+            written.add(Path(f).resolve())
+
+    with _trusting(written.__contains__), replaced(torch, save=save_and_note):
+        yield
+
+
+@contextmanager
+def trusted_checkpoints(directory: str | os.PathLike[str]) -> Iterator[None]:
+    """Unpickle files inside ``directory`` that the user vouches for: to resume or load an earlier run (RecBole#2212).
+
+    A link inside the directory counts by where it leads. A call that says ``weights_only`` itself is left alone.
+    """
+    root = Path(directory).resolve()
+    with _trusting(lambda file: file.is_relative_to(root)):
+        yield
+
+
+@contextmanager
+def gloo_without_cuda() -> Iterator[None]:
+    """Distributed runs without CUDA: RecBole asks for nccl and for a CUDA device by rank (no thread yet).
+
+    ``make_config`` sets the device of such a run to the CPU.
+    """
+    import recbole.trainer.trainer as trainer
+
+    connect, parallel = torch.distributed.init_process_group, trainer.DistributedDataParallel
+
+    @functools.wraps(connect)
+    def connect_by_gloo(backend: str | None = None, *args: Any, **kwargs: Any) -> None:
+        connect("gloo" if backend == "nccl" else backend, *args, **kwargs)
+
+    def parallel_on_cpu(module: torch.nn.Module, device_ids: object = None, **kwargs: Any) -> torch.nn.Module:
+        return parallel(module, **kwargs)
+
+    with (
+        replaced(torch.distributed, init_process_group=connect_by_gloo),
+        replaced(torch.cuda, set_device=lambda device: None),
+        replaced(trainer, DistributedDataParallel=parallel_on_cpu),
+    ):
+        yield
+
+
+@contextmanager
+def quiet_scaler() -> Iterator[None]:
+    """No line per epoch about ``torch.cuda.amp.GradScaler``, made anew each time (no thread yet)."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`torch\.cuda\.amp\.GradScaler\(args\.\.\.\)` is deprecated", FutureWarning)
+        yield
+
+
+REMEDIES = (
+    Remedy("numpy aliases", "RecBole reads np.float_ and its like: RecBole#2215", _needs_numpy_aliases, numpy_aliases),
+    Remedy("dok_matrix._update", "scipy 1.13 removed it: RecBole#2034, #2090", _needs_dok_update, dok_update),
+    Remedy("own checkpoints", "torch.load refuses a pickled Config: RecBole#2212", lambda: True, own_checkpoints),
+    Remedy("gaps", "pandas 3 drops RecBole's chained fillna: no thread yet", gaps.needs_filling, gaps.filled_gaps),
+    Remedy("agg(len)", "pandas 3 counts the column: no thread yet", gaps.needs_elementwise_len, gaps.elementwise_len),
+    Remedy("rows without id", "RecBole drops the wrong row: no thread yet", lambda: True, gaps.dropped_rows),
+    Remedy("gloo", "RecBole asks for nccl: no thread yet", lambda: not torch.cuda.is_available(), gloo_without_cuda),
+    Remedy("quiet scaler", "GradScaler warns each epoch: no thread yet", lambda: True, quiet_scaler),
+)
+
+
+@contextmanager
+def recbole_compat() -> Iterator[None]:
+    """Every remedy that this environment needs, for the time of the block; blocks may be nested."""
+    with ExitStack() as stack:
+        for remedy in REMEDIES:
+            if remedy.needed():
+                stack.enter_context(remedy.scope())
+        yield

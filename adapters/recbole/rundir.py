@@ -1,0 +1,134 @@
+"""The run directory: what a run leaves behind, written so that a cut leaves whole files."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+from recplug.adapters.panels import draw
+from recplug.plugins.chain import Chain
+from recplug.plugins.contract import Panel
+from recplug.plugins.errors import RecplugError
+
+
+def write(path: Path, content: bytes | str) -> None:
+    """Write a whole file or none: to a neighbour first, then over the old one."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def plain(value: Any) -> Any:
+    """Numbers, lists and mappings of Python's own, for JSON and YAML."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(v) for v in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, (str, int, float, bool)) or value is None:
+        return value
+    return str(value)
+
+
+@dataclass
+class RunDirectory:
+    """Files of one run.
+
+    ``config.yaml`` (every value with its origin), ``run.log``, ``metrics.csv`` (a row an epoch), ``checkpoint.pth``
+    (RecBole's), ``adapter.safetensors`` and ``adapter.json`` (only what the plugins added), ``diagnostics/``,
+    ``tensorboard/`` and ``result.json``.
+    """
+
+    path: Path
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def create(cls, path: Path) -> RunDirectory:
+        """Make a new directory.
+
+        Raises:
+            RecplugError: if it holds files already, or cannot be written.
+        """
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if any(path.iterdir()):
+                raise RecplugError(f"the output directory {path} is not empty; choose a new one with --output_dir")
+            probe = path / ".probe"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise RecplugError(f"cannot write to {path}: {error.strerror}; choose another --output_dir") from error
+        return cls(path)
+
+    @property
+    def checkpoint(self) -> Path:
+        """RecBole's checkpoint of the best epoch."""
+        return self.path / "checkpoint.pth"
+
+    def write_config(self, values: Mapping[str, Any], origins: Mapping[str, str]) -> None:
+        """``config.yaml``: one key a line (a block for mappings), with the value's origin as a comment."""
+        lines = ["# The resolved configuration; the comment says where each value comes from."]
+        for key in sorted(values):
+            text = yaml.safe_dump({key: plain(values[key])}, default_flow_style=True, width=10_000).strip()
+            lines.append(f"{text[1:-1]}  # {origins.get(key, 'RecBole')}")
+        write(self.path / "config.yaml", "\n".join(lines) + "\n")
+
+    def add_epoch(self, row: Mapping[str, Any]) -> None:
+        """Append one epoch to ``metrics.csv``; columns appear as they first occur."""
+        self.rows.append(dict(plain(row)))
+        columns = list(dict.fromkeys(key for r in self.rows for key in r))
+        out = io.StringIO()
+        table = csv.DictWriter(out, columns, restval="")
+        table.writeheader()
+        table.writerows(self.rows)
+        write(self.path / "metrics.csv", out.getvalue())
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """``result.json``."""
+        write(self.path / "result.json", json.dumps(plain(result), indent=2) + "\n")
+
+    def write_adapter(self, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+        """``adapter.safetensors`` and ``adapter.json``."""
+        stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+        write(self.path / "adapter.safetensors", to_safetensors(stored))
+        write(self.path / "adapter.json", json.dumps(plain(about), indent=2) + "\n")
+
+    def write_diagnostics(self, chain: Chain) -> list[str]:
+        """Arrays (``PLUGIN.npz``) and pictures (``PLUGIN.NAME.png``) of every plugin; the pictures' names."""
+        pictures = []
+        with torch.no_grad(), chain.serving():
+            for plugin, augmentation in chain.augmentations().items():
+                found = augmentation.diagnostics()
+                if not found:
+                    continue
+                folder = self.path / "diagnostics"
+                folder.mkdir(exist_ok=True)
+                arrays = {k: (v.values if isinstance(v, Panel) else v).cpu().numpy() for k, v in found.items()}
+                np.savez(folder / f"{plugin}.npz", allow_pickle=False, **arrays)
+                for name, panel in found.items():
+                    if isinstance(panel, Panel):
+                        picture = f"{plugin}.{name}.png"
+                        draw(panel, folder / picture)
+                        pictures.append(picture)
+        return pictures
+
+
+def adapter_tensors(chain: Chain) -> dict[str, Tensor]:
+    """Exactly the tensors that plugins added, by ``plugin.tensor``: no host row, no frozen content vector."""
+    return {name: value for name, value in chain.plugins.state_dict().items() if isinstance(value, Tensor)}

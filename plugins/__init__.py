@@ -1,0 +1,25 @@
+"""Modules for recommenders, as plugins. PyTorch only: nothing here imports a host framework."""
+
+from recplug.plugins.contract import Augmentation, Context, Modality, Panel, Plugin, Requirements
+from recplug.plugins.errors import RecplugError
+from recplug.plugins.hookspecs import hookimpl
+from recplug.plugins.registry import available, get
+from recplug.plugins.settings import PluginSettings, setting
+from recplug.plugins.step import Batch, Step
+
+__all__ = [
+    "Augmentation",
+    "Batch",
+    "Context",
+    "Modality",
+    "Panel",
+    "Plugin",
+    "PluginSettings",
+    "RecplugError",
+    "Requirements",
+    "Step",
+    "available",
+    "get",
+    "hookimpl",
+    "setting",
+]

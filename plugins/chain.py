@@ -1,0 +1,214 @@
+"""Composition: several augmentations on one backbone, in the order in which the user named them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from recplug.plugins.contract import SEAMS, Augmentation, Context, Role, Seam, Side
+from recplug.plugins.errors import RecplugError
+from recplug.plugins.step import Batch, RowFunction, Step
+from recplug.plugins.table import ItemTable, special_rows
+
+
+class Chain(nn.Module):
+    """The augmentations of one backbone by plugin name; each sees the previous one's output.
+
+    An adapter grafts the chain's tables, opens a :meth:`step` around each training loss, and adds
+    :meth:`total_loss` to what the host returns. The rest (memory, the epoch clock, padding rows) happens here, once,
+    for every host.
+
+    Args:
+        augmentations: by plugin name, in order.
+        context: what they were built with.
+    """
+
+    item_table: ItemTable
+
+    def __init__(self, augmentations: Mapping[str, Augmentation], context: Context) -> None:
+        super().__init__()
+        self.plugins = nn.ModuleDict(augmentations)
+        self._acting = {s: tuple(n for n, a in augmentations.items() if s in a.seams()) for s in SEAMS}
+        self.host = context.host
+        self.padding_id = context.padding_id
+        self.mask_id = context.mask_id
+        self.steps_per_epoch = context.steps_per_epoch
+        self.epoch = -1
+        self.start_epoch = 0
+        self.on_epoch: Callable[[int], None] | None = None
+        self._epoch_pending = True
+        self._steps_in_epoch = 0
+        self._step: Step | None = None
+        self._evaluation: tuple[tuple[int, ...], Step] | None = None
+        self._override: RowFunction | None = None
+        self._parts: dict[str, Tensor] = {}
+        self._part_steps = 0
+
+    # -- steps
+
+    @contextmanager
+    def step(self, batch: Batch, *, whole_table: bool = False, score_is_dot: bool = False) -> Iterator[Step]:
+        """Open one training step around the host's loss; tells the epoch clock."""
+        self._tick()
+        whole_table = whole_table and any("candidate" in a.roles for a in self.acting("items").values())
+        step = Step(self, kind="training", batch=batch, whole_table=whole_table, score_is_dot=score_is_dot)
+        self._step = step
+        self._bind(step)
+        try:
+            yield step
+        finally:
+            self._step = None
+            self._bind(None)
+
+    def current(self) -> Step:
+        """The step under way; in evaluation one that lasts until the model changes; else one for a single use."""
+        if self._step is not None:
+            return self._step
+        if self.training or torch.is_grad_enabled():
+            return Step(self, kind="call")
+        versions = self._versions()
+        if self._evaluation is None or self._evaluation[0] != versions:
+            self._evaluation = versions, Step(self, kind="evaluation")
+        return self._evaluation[1]
+
+    @contextmanager
+    def serving(self, step: Step | None = None) -> Iterator[Step]:
+        """Bind the augmentations to ``step``, or to the current one, while they are being asked something."""
+        step = step or self.current()
+        self._bind(step)
+        try:
+            yield step
+        finally:
+            self._bind(self._step)
+
+    def forget(self) -> None:
+        """Drop what an evaluation remembered."""
+        self._evaluation = None
+
+    def train(self, mode: bool = True) -> Chain:
+        """Switch mode; training forgets what evaluation remembered and arms the epoch clock."""
+        super().train(mode)
+        self.forget()
+        if mode:
+            self._epoch_pending = True
+        return self
+
+    def _bind(self, step: Step | None) -> None:
+        for augmentation in self.augmentations().values():
+            augmentation.step = step
+
+    def _versions(self) -> tuple[int, ...]:
+        # In-place writes (an optimiser, load_state_dict) raise a tensor's version; moving the model makes new tensors.
+        tensors = [self.item_table.raw, *self.parameters(), *self.buffers()]
+        return tuple(number for t in tensors for number in (t._version, t.data_ptr()))
+
+    def _tick(self) -> None:
+        # RecBole's dynamic negative sampling flips eval() and train() between the steps of one epoch.
+        begun = 0 < self._steps_in_epoch < self.steps_per_epoch
+        if self._epoch_pending and not begun:
+            self.epoch = self.start_epoch if self.epoch < 0 else self.epoch + 1
+            self._steps_in_epoch = 0
+            for augmentation in self.augmentations().values():
+                augmentation.on_epoch_start(self.epoch)
+            if self.on_epoch is not None:
+                self.on_epoch(self.epoch)
+        self._epoch_pending = False
+        self._steps_in_epoch += 1
+
+    # -- seams
+
+    def augmentations(self) -> dict[str, Augmentation]:
+        """The augmentations by name, in order."""
+        return cast(dict[str, Augmentation], dict(self.plugins.items()))
+
+    def acting(self, seam: Seam) -> dict[str, Augmentation]:
+        """The augmentations that act on one seam, in order."""
+        return {name: cast(Augmentation, self.plugins[name]) for name in self._acting[seam]}
+
+    @contextmanager
+    def override(self, row_fn: RowFunction) -> Iterator[None]:
+        """Replace the chain at the encoder's input by ``row_fn``."""
+        previous, self._override = self._override, row_fn
+        try:
+            yield
+        finally:
+            self._override = previous
+
+    def raw_table(self, step: Step, side: Side) -> Tensor:
+        """The host's table after the *tables* seam: ``[n_rows, d]``."""
+        if side == "users":
+            raise RecplugError(f"{self.host} has no user table; use a plugin that acts on items")
+        raw = self.item_table.raw
+        acting = self.acting("tables")
+        if not acting:
+            return raw
+        if "tables.items" not in step.memory:
+            items: Tensor = raw
+            with self.serving(step):
+                for augmentation in acting.values():
+                    items = augmentation.tables(None, items)[1]
+            keep = special_rows(step.all_ids(), self.padding_id, self.mask_id).unsqueeze(-1)  # [n_rows, 1]
+            step.memory["tables.items"] = torch.where(keep, raw, items)
+        return step.memory["tables.items"]
+
+    def items(self, step: Step, rows: Tensor, ids: Tensor, *, role: Role, sequence: Tensor | None) -> Tensor:
+        """Pass ``rows [*ids.shape, d]`` through the item seam; padding and mask rows keep the host's vector."""
+        if role == "input" and self._override is not None:
+            fused = self._override(rows, ids, sequence)
+        else:
+            fused = rows
+            with self.serving(step):
+                for augmentation in self.acting("items").values():
+                    if role in augmentation.roles:
+                        fused = augmentation.items(fused, ids, role=role, sequence=sequence)
+        if fused is rows:
+            return rows
+        special = special_rows(ids, self.padding_id, self.mask_id)
+        return torch.where(special.unsqueeze(-1), rows, fused.to(rows.dtype))
+
+    def item_weight(self, step: Step) -> Tensor:
+        """``[n_rows, d]``: the candidate table, once a step."""
+        if "item_weight" not in step.memory:
+            raw = self.raw_table(step, "items")
+            step.memory["item_weight"] = self.items(step, raw, step.all_ids(), role="candidate", sequence=None)
+        return step.memory["item_weight"]
+
+    # -- losses
+
+    def total_loss(self, step: Step) -> Tensor | None:
+        """The sum of every plugin's loss terms, or None where there are none; the parts are kept for the log."""
+        total: Tensor | None = None
+        for name, augmentation in self.acting("losses").items():
+            for part, value in augmentation.losses(step).items():
+                self.log_part(f"{name}.{part}", value)
+                total = value if total is None else total + value
+        return total
+
+    def log_part(self, name: str, value: Tensor) -> None:
+        """Add one loss part to this epoch's sums, on the device."""
+        value = value.detach().float()
+        self._parts[name] = self._parts[name] + value if name in self._parts else value
+
+    def read_parts(self) -> dict[str, float]:
+        """This epoch's mean of every loss part (one transfer to the host), and begin anew."""
+        if not self._parts:
+            return {}
+        steps = max(self._steps_in_epoch, 1)
+        values = (torch.stack(list(self._parts.values())) / steps).tolist()
+        means = dict(zip(self._parts, values, strict=True))
+        self._parts = {}
+        return means
+
+    def on_evaluation_end(self, epoch: int, score: float) -> None:
+        """Tell every augmentation that a validation has ended."""
+        for augmentation in self.augmentations().values():
+            augmentation.on_evaluation_end(epoch, score)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        state.update(_step=None, _evaluation=None, _override=None, _parts={}, on_epoch=None)
+        return state

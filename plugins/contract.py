@@ -1,0 +1,248 @@
+"""The contract between a plugin and the adapters that graft it onto a backbone (see ``docs/architecture.md``).
+
+A :class:`Plugin` names its settings, says what it requires and builds an :class:`Augmentation`, an ordinary
+``nn.Module`` with a few optional methods, one per *seam*. The adapter calls those methods; the plugin never sees the
+host framework.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args
+
+import torch
+from torch import Tensor, nn
+
+from recplug.plugins.settings import PluginSettings
+
+if TYPE_CHECKING:
+    from recplug.plugins.step import Step
+
+Family = Literal["sequential", "graph"]
+Role = Literal["input", "candidate"]
+Side = Literal["users", "items"]
+Seam = Literal["items", "users", "tables", "propagated", "score", "losses"]
+SEAMS: tuple[Seam, ...] = get_args(Seam)
+
+
+@dataclass(frozen=True)
+class Modality:
+    """One content source, aligned with the rows of the host's item table.
+
+    Attributes:
+        name: ``"image"``, ``"text"``, ...
+        values: ``[n_items, d_m]``, float16 or float32; rows of items without a vector are zero.
+        present: ``[n_items]`` bool; False where the item has no vector, and for the padding row.
+    """
+
+    name: str
+    values: Tensor
+    present: Tensor
+
+    @property
+    def width(self) -> int:
+        """The width d_m of one vector."""
+        return self.values.shape[1]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture of :meth:`Augmentation.diagnostics`; the adapter draws it and stores its numbers.
+
+    Attributes:
+        values: a matrix ``[rows, columns]`` (``heatmap``, ``curves``: a line a row), one row a group with its sample
+            along the columns (``histogram``), or a vector ``[n]`` (``bars``).
+        kind: how to draw it.
+        title: a short heading.
+        caption: one or two sentences for someone who has not read the paper: what to see, and what is good.
+        rows, columns: labels.
+        xlabel, ylabel: the axes' names, with units.
+        limits: the colour or value range, where it has a natural one.
+    """
+
+    values: Tensor
+    kind: Literal["heatmap", "bars", "histogram", "curves"]
+    title: str
+    caption: str
+    rows: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    xlabel: str = ""
+    ylabel: str = ""
+    limits: tuple[float, float] | None = None
+
+
+class Propagate(Protocol):
+    """The host's propagation rule on another graph: ``(graph, users, items) -> (users, items)``."""
+
+    def __call__(self, graph: Any, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
+        """Propagate ``users [n_users, d]`` and ``items [n_items, d]`` over ``graph``."""
+        ...
+
+
+class Source(Protocol):
+    """A second domain, present in :attr:`Context.source` only when one is configured."""
+
+    model: nn.Module
+    links: Tensor
+
+    def next_batch(self) -> Any:
+        """The next training batch of the source domain."""
+        ...
+
+    def encode_users(self, ids: Tensor) -> Tensor:
+        """``[b]`` source user ids to ``[b, d]`` vectors."""
+        ...
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a plugin is told about the backbone and the data when it builds an augmentation.
+
+    Attributes:
+        host: the backbone's name, for messages.
+        family: ``"sequential"`` or ``"graph"``.
+        n_users, n_items: counts with the padding row; item ids run from 0 (padding) to ``n_items - 1``.
+        n_rows: rows of each table (``"items"`` may exceed ``n_items``: BERT4Rec has a mask row).
+        width: vector width per seam, for example ``{"items": 64}``.
+        padding_id: the padding row of every table.
+        mask_id: the mask token's row, or None.
+        loss_reduction: ``"mean"`` or ``"sum"``: how the host reduces its loss over a batch.
+        edges: ``[2, n]`` training interactions (user id, item id), on the device.
+        modalities: aligned content, by name, in the order in which the user gave it.
+        factors: aligned factor profiles, or None.
+        steps_per_epoch: training steps in one epoch, 0 where unknown.
+        device: where tensors are made.
+        seed: the run's seed; plugin noise is drawn from generators seeded with it.
+        propagate: the host's propagation on another graph, or None.
+        source: the second domain, or None.
+    """
+
+    host: str
+    family: Family
+    n_users: int
+    n_items: int
+    n_rows: Mapping[str, int]
+    width: Mapping[str, int]
+    edges: Tensor
+    modalities: Mapping[str, Modality] = field(default_factory=dict)
+    padding_id: int = 0
+    mask_id: int | None = None
+    loss_reduction: Literal["mean", "sum"] = "mean"
+    factors: Any = None
+    steps_per_epoch: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    seed: int = 0
+    propagate: Propagate | None = None
+    source: Source | None = None
+
+
+@dataclass(frozen=True)
+class Requirements:
+    """What a plugin needs, checked before anything is trained.
+
+    Attributes:
+        seams: the seams on which the augmentation acts; exactly the methods it overrides.
+        families: the backbone families it can be grafted onto.
+        modalities: how many content sources it needs at least.
+        factors: whether it needs factor profiles.
+        second_domain: ``"no"``, ``"optional"`` or ``"required"``.
+        backbone_in_loss: whether its losses re-run the backbone's encoder (``Step.reencode``).
+    """
+
+    seams: frozenset[Seam]
+    families: frozenset[Family] = frozenset({"sequential", "graph"})
+    modalities: int = 0
+    factors: bool = False
+    second_domain: Literal["no", "optional", "required"] = "no"
+    backbone_in_loss: bool = False
+
+
+class Augmentation(nn.Module):
+    """What a plugin adds to one backbone. Every method is optional and an identity by default.
+
+    The adapter discovers which seams are used by looking at which methods a subclass overrides.
+    :attr:`step` is set by the adapter while a training step or an evaluation asks for something and is None otherwise;
+    it is never saved, copied or pickled with the module. :attr:`roles` says in which roles :meth:`items` changes rows;
+    an augmentation that leaves candidates alone spares the host's full softmax a fused table.
+    """
+
+    step: Step | None = None
+    roles: frozenset[Role] = frozenset({"input", "candidate"})
+    _methods: ClassVar[tuple[Seam, ...]] = SEAMS
+
+    def seams(self) -> frozenset[Seam]:
+        """The seams whose methods this augmentation overrides."""
+        return frozenset(s for s in self._methods if getattr(type(self), s) is not getattr(Augmentation, s))
+
+    def items(self, rows: Tensor, ids: Tensor, *, role: Role, sequence: Tensor | None) -> Tensor:
+        """Act on the item rows that were asked for.
+
+        Args:
+            rows: ``[*ids.shape, d]``, the host's rows, or the previous plugin's output.
+            ids: ``[B, L]`` for a sequence, ``[n]`` for candidates.
+            role: ``"input"`` where the rows enter the encoder, ``"candidate"`` where they are scored against.
+            sequence: ``[B, L]`` padded item ids where ``ids`` is a user's history, else None.
+
+        Returns:
+            ``[*ids.shape, d]``. Whatever is returned for padding and mask rows is ignored: they keep the host's row.
+        """
+        return rows
+
+    def users(self, rows: Tensor, ids: Tensor) -> Tensor:
+        """Act on the user rows that were asked for: ``rows [n, d]``, ``ids [n]``, to ``[n, d]``."""
+        return rows
+
+    def tables(self, users: Tensor | None, items: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Act on both whole raw tables, once a step: ``users [n_users, d]`` or None, ``items [n_rows, d]``."""
+        return users, items
+
+    def propagated(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
+        """Act on propagated nodes: ``users [n_users, w]``, ``items [n_items, w]``."""
+        return users, items
+
+    def score(self, base: Tensor, users: Tensor, items: Tensor, step: Step) -> Tensor:
+        """Change scores, on pairs (``base [b]``) and on blocks (``base [u, i]``)."""
+        return base
+
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        """Scalar loss terms of this training step, already weighted, by name."""
+        return {}
+
+    def on_epoch_start(self, epoch: int) -> None:
+        """Called before the first step of every epoch, counted from 0."""
+
+    def on_evaluation_end(self, epoch: int, score: float) -> None:
+        """Called after every validation with the epoch and the validation score."""
+
+    def diagnostics(self) -> dict[str, Panel | Tensor]:
+        """What the module learned, by name: pictures (:class:`Panel`) and plain arrays."""
+        return {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        state.pop("step", None)
+        return state
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A named contribution, returned by the ``recplug_plugin`` hook.
+
+    Attributes:
+        name: lower-case identifier; the namespace of its settings and of its tensors in a checkpoint.
+        summary: one line for ``recplug plugins``.
+        paper: citation or address.
+        settings: the pydantic model of its settings.
+        requirements: what it needs, given its settings.
+        build: makes the augmentation for one backbone; runs in a forked random state.
+        identity: the settings at which it adds nothing, for the contract tests.
+    """
+
+    name: str
+    summary: str
+    paper: str
+    settings: type[PluginSettings]
+    requirements: Callable[[Any], Requirements]
+    build: Callable[[Any, Context], Augmentation]
+    identity: Mapping[str, Any]

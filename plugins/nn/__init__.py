@@ -1,0 +1,5 @@
+"""What several methods share."""
+
+from recplug.plugins.nn.noise import Noise
+
+__all__ = ["Noise"]

@@ -1,0 +1,101 @@
+"""PRISM's interaction losses (eqs. 3-9), for any number of modalities and at any level."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from recplug.plugins.nn import Noise
+
+TINY = 1e-8
+
+
+def stand_ins(p: Tensor, kind: str, noise: Noise, valid: Tensor) -> Tensor:
+    """What replaces a masked modality (r in eqs. 3, 4), shared by all experts and redrawn at every call.
+
+    The paper draws r "in the same space"; the authors' code uses standard normal values, some 50 times larger than
+    its signal, which the losses can satisfy by detecting noise. Our default matches each dimension's mean and
+    deviation over the batch.
+
+    Args:
+        p: ``[n, M, d]`` projections.
+        kind: ``"matched"``, ``"gaussian"``, ``"shuffle"``, ``"mean"`` or ``"zero"``.
+        noise: the plugin's random stream.
+        valid: ``[n]`` bool, the rows whose statistics count.
+
+    Returns:
+        ``[n, M, d]``, without gradient.
+    """
+    p = p.detach()
+    if kind == "zero":
+        return torch.zeros_like(p)
+    if kind == "gaussian":
+        return noise.normal(p)
+    if kind == "shuffle":
+        return p[noise.permutation(p.shape[0], p.device)]
+    weight = valid.to(p.dtype)[:, None, None]  # [n, 1, 1]
+    total = weight.sum().clamp(min=1.0)
+    mean = (p * weight).sum(dim=0, keepdim=True) / total  # [1, M, d]
+    if kind == "mean":
+        return mean.expand_as(p)
+    deviation = (((p - mean) ** 2 * weight).sum(dim=0, keepdim=True) / total).sqrt()  # [1, M, d]
+    return mean + deviation * noise.normal(p)
+
+
+def interaction_losses(
+    full: Tensor, masked: Tensor, *, valid: Tensor, triplet: str, margin: float, gram: Tensor | None = None
+) -> dict[str, Tensor]:
+    r"""Uniqueness, synergy and redundancy losses (eqs. 5-8), unweighted, each a mean over the valid rows.
+
+    With M modalities, expert m < M is drawn to its outputs in which *another* modality is masked and away from the
+    one in which m is masked (averaged over the others: the paper has M = 2); expert M is synergy, M + 1 redundancy.
+
+    Given ``gram`` :math:`G = E^\top E` of the candidate table, the vectors stand for whole score vectors
+    :math:`y = E h`: :math:`y \cdot y' = h^\top G h'`, exactly, without a ``[n, items]`` tensor.
+
+    Args:
+        full: ``[n, J, d]``.
+        masked: ``[n, J, M, d]``, entry m with modality m masked.
+        valid: ``[n]`` bool; other rows do not count.
+        triplet: ``"cosine"`` or ``"l2"`` distance for the uniqueness losses.
+        margin: m of eqs. (5), (6).
+        gram: ``[d, d]`` or None.
+
+    Returns:
+        ``unique`` ``[M]``, ``synergy`` ``[]``, ``redundancy`` ``[]``, in float32.
+    """
+    modalities = masked.shape[2]
+    full, masked = full.float(), masked.float()
+    weight = valid.float() / valid.float().sum().clamp(min=1.0)  # [n]
+    cosine = _cosine(full, masked, gram)  # [n, J, M]
+    unique = slice(0, modalities)
+    distance = 1.0 - cosine[:, unique] if triplet == "cosine" else _l2(full[:, unique], masked[:, unique], gram)
+    own = torch.eye(modalities, dtype=torch.bool, device=full.device)  # [expert, masked modality]
+    negative = distance.diagonal(dim1=1, dim2=2).unsqueeze(-1)  # [n, M, 1]: the expert's own modality masked
+    hinge = F.relu(margin + distance - negative).masked_fill(own, 0.0)  # [n, M, M]
+    per_expert = hinge.sum(dim=-1) / max(modalities - 1, 1)  # [n, M]
+    return {
+        "unique": (per_expert * weight.unsqueeze(-1)).sum(dim=0),
+        "synergy": (cosine[:, modalities].mean(dim=-1) * weight).sum(),
+        "redundancy": ((1.0 - cosine[:, modalities + 1].mean(dim=-1)) * weight).sum(),
+    }
+
+
+def _inner(a: Tensor, b: Tensor, gram: Tensor | None) -> Tensor:
+    return ((a if gram is None else a @ gram) * b).sum(dim=-1)
+
+
+def _cosine(full: Tensor, masked: Tensor, gram: Tensor | None) -> Tensor:
+    """``[n, J, d]`` and ``[n, J, M, d]`` to ``[n, J, M]``."""
+    if gram is not None:
+        gram = gram.float()
+    dot = _inner(full.unsqueeze(2), masked, gram)
+    lengths = (_inner(full, full, gram).unsqueeze(2) * _inner(masked, masked, gram)).clamp(min=TINY**2).sqrt()
+    return dot / lengths
+
+
+def _l2(full: Tensor, masked: Tensor, gram: Tensor | None) -> Tensor:
+    difference = full.unsqueeze(2) - masked
+    # The square root's slope is infinite at 0, where a mask changes nothing.
+    return _inner(difference, difference, gram).clamp(min=TINY).sqrt()

@@ -1,0 +1,48 @@
+"""Settings of a plugin: a frozen pydantic model that refuses what it does not know."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from recplug.plugins.errors import RecplugError, did_you_mean
+
+S = TypeVar("S", bound="PluginSettings")
+
+
+class PluginSettings(BaseModel):
+    """Base of every plugin's settings. Declare each field with :func:`setting`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def setting(default: Any, description: str, *, paper: str = "ours", search: Any = None, **limits: Any) -> Any:
+    """One documented setting.
+
+    Args:
+        default: its default value.
+        description: one sentence, with units and choices.
+        paper: the paper's symbol and equation, or ``"ours"``.
+        search: the values worth trying in a hyper-parameter search: a list of choices or a ``(low, high)`` range.
+        **limits: pydantic's constraints, such as ``ge=0``; pydantic refuses an unknown one with a warning.
+    """
+    return Field(default, description=description, json_schema_extra={"paper": paper, "search": search}, **limits)
+
+
+def parse_settings(plugin: str, model: type[S], values: Mapping[str, Any]) -> S:
+    """Validate ``values`` (without the ``plugin.`` prefix).
+
+    Raises:
+        RecplugError: for an unknown key, with the nearest valid one, or a value that is out of range.
+    """
+    try:
+        return model(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "settings"
+        if first["type"] == "extra_forbidden":
+            hint = did_you_mean(key, model.model_fields) or f"; it has: {', '.join(model.model_fields)}"
+            raise RecplugError(f"{plugin} has no setting '{key}'{hint}") from None
+        raise RecplugError(f"{plugin}.{key}={first.get('input')!r}: {first['msg']}") from None

@@ -1,0 +1,192 @@
+"""What an augmentation sees of the training step, or of the evaluation, that is under way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from recplug.plugins.errors import RecplugError
+
+if TYPE_CHECKING:
+    from recplug.plugins.chain import Chain
+    from recplug.plugins.contract import Side
+
+Rows = Tensor | tuple[Tensor, ...]
+RowFunction = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+BLOCK = 65_536  # rows that an evaluation computes at once
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Ids of one training batch; what the host's loss does not use is None.
+
+    Attributes:
+        users: ``[B]`` user ids.
+        positives: ``[B]`` target item ids.
+        negatives: ``[B]`` sampled item ids.
+        sequence: ``[B, L]`` padded histories.
+        lengths: ``[B]`` their lengths.
+    """
+
+    users: Tensor | None = None
+    positives: Tensor | None = None
+    negatives: Tensor | None = None
+    sequence: Tensor | None = None
+    lengths: Tensor | None = None
+
+    def items(self) -> list[Tensor]:
+        """Every item id of the batch, flattened, in a list."""
+        return [t.reshape(-1) for t in (self.sequence, self.positives, self.negatives) if t is not None]
+
+
+@dataclass
+class _Known:
+    """Values per item: row ``slot[id]`` of each tensor, or row ``id`` where there is no slot map."""
+
+    values: tuple[Tensor, ...]
+    slot: Tensor | None
+
+
+class Step:
+    """One training step, or one whole evaluation: batch ids, the host's tables, and memory that ends with it.
+
+    Args:
+        chain: the augmentations and the tables they act on.
+        kind: ``"training"``, ``"evaluation"`` (memory is kept until the model changes) or ``"call"`` (a single use).
+        batch: the batch's ids; empty outside training.
+        whole_table: whether the host's loss scores against every item, so that all rows are needed anyway.
+        score_is_dot: whether the host scores by the dot product with the candidate table.
+    """
+
+    def __init__(
+        self,
+        chain: Chain,
+        *,
+        kind: Literal["training", "evaluation", "call"],
+        batch: Batch | None = None,
+        whole_table: bool = False,
+        score_is_dot: bool = False,
+    ) -> None:
+        self.chain = chain
+        self.kind = kind
+        self.batch = batch or Batch()
+        self.whole_table = whole_table
+        self.score_is_dot = score_is_dot
+        self.encoder: Callable[[], Tensor] | None = None
+        self.encoded: Tensor | None = None
+        self.memory: dict[str, Tensor] = {}
+        self._known: dict[str, _Known] = {}
+        self._asked: tuple[Tensor, Tensor | None] | None = None
+        self._all_ids: Tensor | None = None
+
+    def table(self, side: Side) -> Tensor:
+        """The host's whole raw table after the *tables* seam: ``[n_rows, d]``."""
+        return self.chain.raw_table(self, side)
+
+    def candidates(self) -> Tensor:
+        """The table that the host scores against: ``[n_rows, d]``, augmented; computed once."""
+        return self.chain.item_weight(self)
+
+    def all_ids(self) -> Tensor:
+        """``[n_rows]``: every row id of the item table."""
+        if self._all_ids is None:
+            raw = self.chain.item_table.raw
+            self._all_ids = torch.arange(raw.shape[0], device=raw.device)
+        return self._all_ids
+
+    def encode_users(self) -> Tensor:
+        """``[B, d]``: the backbone's own user representations of this batch."""
+        if self.encoded is None:
+            raise RecplugError(f"{self.chain.host} does not expose its user encoder; choose a loss that needs none")
+        return self.encoded
+
+    def reencode(self, row_fn: RowFunction) -> Tensor:
+        """Run the backbone's encoder again on this batch, with another row function.
+
+        Args:
+            row_fn: ``(rows [B, L, d], ids [B, L], sequence [B, L]) -> [B, L, d]``, in place of the whole chain.
+
+        Returns:
+            ``[B, d]``.
+        """
+        if self.encoder is None:
+            raise RecplugError(f"{self.chain.host} does not expose its user encoder; choose a loss that needs none")
+        with self.chain.override(row_fn):
+            return self.encoder()
+
+    def asked(self) -> Tensor:
+        """``[r]``: the item rows that this step works on, each once where that is free to know.
+
+        On the CPU these are the distinct items of the batch. On an accelerator, where counting distinct values would
+        stop the host, they are the batch's ids as they stand, or the whole table when that is smaller.
+        """
+        return self._rows()[0]
+
+    def lookup(self, key: str, ids: Tensor, compute: Callable[[Tensor], Rows]) -> tuple[Tensor, ...]:
+        """A per-item function, computed once per item and step, gathered at ``ids``.
+
+        Args:
+            key: names the function within this step.
+            ids: item ids of any shape; in training they must belong to the batch, or be :meth:`all_ids`.
+            compute: ``[r]`` item ids to one tensor ``[r, ...]`` or a tuple of them.
+
+        Returns:
+            A tuple of tensors ``[*ids.shape, ...]``.
+        """
+        known = self._known.get(key)
+        whole = ids is self._all_ids
+        if known is None or (whole and known.slot is not None):
+            rows, slot = (self.all_ids(), None) if whole or self.kind == "evaluation" else self._rows(ids)
+            known = _Known(self._compute(rows, compute), slot)
+            if self.kind != "call":
+                self._known[key] = known
+        if whole:
+            return known.values
+        where = ids if known.slot is None else known.slot[ids]
+        return tuple(_gather(values, where) for values in known.values)
+
+    def _compute(self, rows: Tensor, compute: Callable[[Tensor], Rows]) -> tuple[Tensor, ...]:
+        if self.kind != "evaluation" or rows.numel() <= BLOCK:
+            return _as_tuple(compute(rows))
+        blocks = [_as_tuple(compute(block)) for block in rows.split(BLOCK)]
+        return tuple(torch.cat(parts) for parts in zip(*blocks, strict=True))
+
+    def _rows(self, ids: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        if self._asked is not None:
+            return self._asked
+        items = self.batch.items()
+        if not items and ids is not None:
+            items = [ids.reshape(-1)]
+        answer = self._distinct(items)
+        if self.kind != "call":
+            self._asked = answer
+        return answer
+
+    def _distinct(self, items: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+        everything = self.all_ids()
+        if self.whole_table or not items:
+            return everything, None
+        asked = torch.cat(list(items))
+        if asked.device.type == "cpu":
+            asked = torch.unique(asked)
+        if asked.numel() >= everything.numel():
+            return everything, None
+        # -1 makes a gather fail loudly for an item that no id field of the batch announced.
+        slot = torch.full_like(everything, -1)
+        slot[asked] = torch.arange(asked.numel(), device=asked.device)
+        return asked, slot
+
+
+def _as_tuple(rows: Rows) -> tuple[Tensor, ...]:
+    return rows if isinstance(rows, tuple) else (rows,)
+
+
+def _gather(values: Tensor, where: Tensor) -> Tensor:
+    """``values [r, ...]`` at ``where [...]``; an embedding's backward adds up duplicates faster than an index's."""
+    flat = F.embedding(where, values.reshape(values.shape[0], -1))
+    return flat.reshape(*where.shape, *values.shape[1:])
