@@ -36,7 +36,8 @@ def files(*rooms: str) -> list[str]:
         found = listed.stdout.strip("\0").split("\0")
     else:
         starts = [ROOT / room for room in rooms] or [ROOT]
-        found = [path.relative_to(ROOT).as_posix() for start in starts for path in start.rglob("*")]
+        inside = [path for start in starts for path in [start, *start.rglob("*")]]
+        found = [path.relative_to(ROOT).as_posix() for path in inside]
         found = [p for p in found if not any(x in IGNORED or x.endswith(".egg-info") for x in p.split("/"))]
     return sorted(path for path in found if (ROOT / path).is_file())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copyreg
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -172,13 +173,15 @@ class Grafted(metaclass=_Meta):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The host's encoder, without padding where that is exact; remembered for ``Step.reencode``."""
-        encode = super().forward  # type: ignore[misc]
+        encode = functools.partial(super().forward, **kwargs)  # type: ignore[misc]
         step = self.recplug._step
+        padded = bool(args) and isinstance(args[0], Tensor) and args[0].dim() == 2
+        trim = self.recplug_trim and padded and not any(isinstance(value, Tensor) for value in kwargs.values())
 
         def run() -> Any:
-            if self.recplug_trim and not kwargs and isinstance(args[0], Tensor) and args[0].dim() == 2:
+            if trim:
                 return encode_trimmed(encode, args, self.max_seq_length)  # type: ignore[attr-defined]
-            return encode(*args, **kwargs)
+            return encode(*args)
 
         output = run()
         if step is not None and step.encoded is None and self.recplug_host.dot:

@@ -204,12 +204,12 @@ class _Job:
         return config
 
     def _origins(self, resolved: Mapping[str, Any], config: Any) -> dict[str, str]:
-        origins = {key: "recplug" for key in KEYS}
+        origins = dict.fromkeys(KEYS, "recplug")
         for file in self.files:
             origins |= {key: file.name for key in settings_of(file.parent, file.stem) if key in resolved}
-        origins |= {key: "given" for key in self.values}
-        origins |= {name: "given" for name in self.given}
-        origins |= {key: "the run" for key in ("checkpoint_dir", "data_path", "dataset", "model", "device")}
+        origins |= dict.fromkeys(self.values, "given")
+        origins |= dict.fromkeys(self.given, "given")
+        origins |= dict.fromkeys(("checkpoint_dir", "data_path", "dataset", "model", "device"), "the run")
         return origins
 
     def _train(self) -> Any:
@@ -285,11 +285,10 @@ class _Job:
             begun = time.perf_counter()
             loss = train(data, epoch, *args, **kwargs)
             parts = model.recplug.read_parts()
-            for name, value in parts.items():
-                writer.add_scalar(f"loss/{name}", value, epoch)
-            trainer.wandblogger.log_metrics(
-                {"epoch": epoch, **{f"loss/{k}": v for k, v in parts.items()}}, head="train"
-            )
+            losses = {f"loss/{name}": value for name, value in parts.items()}
+            for name, value in losses.items():
+                writer.add_scalar(name, value, epoch)
+            trainer.wandblogger.log_metrics({"epoch": epoch, **losses}, head="train")
             seconds = time.perf_counter() - begun
             row = {"epoch": epoch, "train_seconds": round(seconds, 3)}
             self.directory.add_epoch({**row, **losses})

@@ -50,7 +50,15 @@ def write_ring(root, users=12, items=9):
     rows = [(u, (u + step) % items, step) for u in range(users) for step in range(items - 2)]
     lines = ["user_id:token\titem_id:token\ttimestamp:float"] + [f"u{u}\ti{i}\t{t}" for u, i, t in rows]
     (folder / "ring.inter").write_text("\n".join(lines) + "\n")
-    return {"data_path": str(root), "epochs": 1, "state": "ERROR", "show_progress": False, "seed": 3}
+    loaded = {"inter": ["user_id", "item_id", "timestamp"]}
+    return {
+        "data_path": str(root),
+        "load_col": loaded,
+        "epochs": 1,
+        "state": "ERROR",
+        "show_progress": False,
+        "seed": 3,
+    }
 
 
 def host(model, root, **settings):
@@ -207,7 +215,7 @@ BLOCKED = """
 
     class Blocker(importlib.abc.MetaPathFinder):
         def find_spec(self, name, path=None, target=None):
-            if name.split(".")[0] in {"ray", "pkg_resources", "hyperopt", "kmeans_pytorch", "wandb", "lightgbm", "xgboost"}:
+            if name.split(".")[0] in {"ray", "pkg_resources", "hyperopt", "kmeans_pytorch", "lightgbm", "xgboost"}:
                 raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
     sys.meta_path.insert(0, Blocker())
@@ -257,9 +265,6 @@ def test_only_the_scalers_own_warning_is_quiet():
         with quiet_scaler():
             torch.cuda.amp.GradScaler(enabled=False)
         assert len(heard) == unscoped == 1
-        with quiet_scaler():
-            warnings.warn("another", FutureWarning, stacklevel=1)
-    assert [str(warning.message) for warning in heard[1:]] in ([], ["another"])
     with quiet_scaler(), pytest.warns(FutureWarning, match="another"):
         warnings.warn("another", FutureWarning, stacklevel=1)
 
@@ -278,14 +283,13 @@ def test_a_run_trains_saves_and_tests(tmp_path, monkeypatch, model, settings):
     from recbole.utils import get_trainer
 
     monkeypatch.chdir(tmp_path)
-    with recbole_compat():
+    with warnings.catch_warnings(record=True) as heard, recbole_compat():
         config, bare, train, valid, test = host(model, tmp_path, topk=[3], valid_metric="MRR@3", **settings)
         trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, bare)
         before = {name: value.clone() for name, value in bare.state_dict().items()}
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", FutureWarning)
-            trainer.fit(train, valid, saved=True, show_progress=False)
+        trainer.fit(train, valid, saved=True, show_progress=False)
         result = trainer.evaluate(test, load_best_model=True, show_progress=False)
+    assert [str(warning.message) for warning in heard if "GradScaler" in str(warning.message)] == []
     assert set(result) >= {"recall@3", "ndcg@3"}
     assert all(0 <= value <= 1 for value in result.values())
     assert any(not torch.equal(before[name], value) for name, value in bare.state_dict().items())

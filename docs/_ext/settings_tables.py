@@ -1,0 +1,158 @@
+"""Directives whose content is read from the code, so that a page cannot say anything else.
+
+* ``recplug-settings`` with a plugin's name: the table of its settings; without: every plugin, each in its own section.
+* ``recplug-hooks``: the hook specifications.
+* ``recplug-backbones``: what is known of every backbone of RecBole.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterable
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+CODE = re.compile(r"``(?P<double>.+?)``|:[\w:]+:`~?(?P<role>.+?)`|`(?P<single>.+?)`", re.DOTALL)
+
+
+def prose(text: str) -> list[nodes.Node]:
+    """Inline nodes of a docstring's text: code and roles become literals, the rest stays as it is."""
+    found: list[nodes.Node] = []
+    end = 0
+    for match in CODE.finditer(text):
+        found += [nodes.Text(text[end : match.start()]), nodes.literal(text=next(filter(None, match.groups())))]
+        end = match.end()
+    return [*found, nodes.Text(text[end:])]
+
+
+def cell(content: str | list[nodes.Node]) -> nodes.entry:
+    return nodes.entry("", nodes.paragraph("", "", *(prose(content) if isinstance(content, str) else content)))
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[str | list[nodes.Node]]], widths: list[int]) -> nodes.table:
+    def row(cells: Iterable[str | list[nodes.Node]]) -> nodes.row:
+        return nodes.row("", *(cell(content) for content in cells))
+
+    group = nodes.tgroup("", *(nodes.colspec(colwidth=width) for width in widths), cols=len(widths))
+    group += nodes.thead("", row(header))
+    group += nodes.tbody("", *(row(cells) for cells in rows))
+    return nodes.table("", group, classes=["colwidths-given"])
+
+
+def section(title: list[nodes.Node], name: str, *content: nodes.Node) -> nodes.section:
+    return nodes.section("", nodes.title("", "", *title), *content, ids=[nodes.make_id(name)], names=[name])
+
+
+def type_name(annotation: Any) -> str:
+    """``Literal["a", "b"] | None`` to ``a | b | None``."""
+    origin = get_origin(annotation)
+    if origin is Literal:
+        return " | ".join(map(str, get_args(annotation)))
+    if origin in (Union, UnionType):
+        return " | ".join(type_name(part) for part in get_args(annotation))
+    if annotation is NoneType:
+        return "None"
+    return annotation.__name__ if origin is None else str(annotation)
+
+
+def limits(field: Any) -> str:
+    """``>= 0, <= 1``, from the constraints that pydantic checks."""
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "multiple_of": "multiple of"}
+    found = [f"{sign} {getattr(m, name)}" for m in field.metadata for name, sign in signs.items() if hasattr(m, name)]
+    lengths = {"min_length": "at least {} long", "max_length": "at most {} long"}
+    found += [text.format(getattr(m, n)) for m in field.metadata for n, text in lengths.items() if hasattr(m, n)]
+    return ", ".join(found)
+
+
+def code(text: Any) -> list[nodes.Node]:
+    return [nodes.literal(text=str(text))]
+
+
+def settings_table(plugin: Any) -> nodes.table:
+    rows = []
+    for name, field in plugin.settings.model_fields.items():
+        more = field.json_schema_extra or {}
+        kind, bounds, search = type_name(field.annotation), limits(field), more.get("search")
+        allowed = f"{kind}, {bounds}" if bounds else kind
+        description = field.description
+        if search is not None:
+            worth = " .. ".join(map(str, search)) if isinstance(search, tuple) else ", ".join(map(str, search))
+            description = f"{description} (Worth searching: {worth}.)"
+        default = field.get_default(call_default_factory=True)
+        rows.append([code(f"{plugin.name}.{name}"), code(default), allowed, more.get("paper", ""), description])
+    return table(["field", "default", "range", "paper", "description"], rows, [26, 10, 18, 14, 42])
+
+
+class Settings(SphinxDirective):
+    """``recplug-settings [NAME]``."""
+
+    optional_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        from recplug.plugins import registry
+
+        if self.arguments:
+            return [settings_table(registry.get(self.arguments[0]))]
+        found: list[nodes.Node] = []
+        for name, plugin in sorted(registry.available().items()):
+            identity = ", ".join(f"{plugin.name}.{key}={value}" for key, value in plugin.identity.items())
+            about = nodes.paragraph("", "", *prose(f"{plugin.summary[:1].upper()}{plugin.summary[1:]}."))
+            paper = nodes.paragraph("", "", nodes.strong(text="Paper: "), *prose(plugin.paper))
+            off = nodes.paragraph("", "", nodes.strong(text="Adds nothing at: "), nodes.literal(text=identity))
+            found.append(section([nodes.Text(name)], f"plugin-{name}", about, paper, off, settings_table(plugin)))
+        return found
+
+
+def docstring(text: str) -> list[nodes.Node]:
+    """Paragraphs of a docstring, with its ``Args:`` as a definition list."""
+    text, _, arguments = inspect.cleandoc(text).partition("Args:\n")
+    found: list[nodes.Node] = [
+        nodes.paragraph("", "", *prose(" ".join(block.split()))) for block in text.split("\n\n") if block.strip()
+    ]
+    if arguments:
+        listed = nodes.definition_list()
+        for match in re.finditer(r"^ {4}(\w[\w, ]*): (.+(?:\n {8}.+)*)", arguments, re.MULTILINE):
+            name, meaning = match.group(1), " ".join(match.group(2).split())
+            definition = nodes.definition("", nodes.paragraph("", "", *prose(meaning)))
+            listed += nodes.definition_list_item("", nodes.term("", "", nodes.literal(text=name)), definition)
+        found.append(listed)
+    return found
+
+
+class Hooks(SphinxDirective):
+    """``recplug-hooks``."""
+
+    def run(self) -> list[nodes.Node]:
+        from recplug.plugins import hookspecs
+
+        found: list[nodes.Node] = []
+        for name, hook in vars(hookspecs).items():
+            if inspect.isfunction(hook) and hook.__module__ == hookspecs.__name__ and name.startswith("recplug_"):
+                signature = nodes.literal_block(text=f"{name}{inspect.signature(hook)}".replace("'", ""))
+                signature["language"] = "text"
+                found.append(section(code(name), f"hook-{name}", signature, *docstring(hook.__doc__ or "")))
+        return found
+
+
+class Backbones(SphinxDirective):
+    """``recplug-backbones``."""
+
+    def run(self) -> list[nodes.Node]:
+        from recplug.adapters.recbole.hosts import HOSTS
+
+        order = {"supported": 0, "restricted": 1, "refused": 2}
+        hosts = sorted(HOSTS.values(), key=lambda host: (host.family, order[host.status], host.name.lower()))
+        rows = [[code(h.name), h.family, h.status, "yes" if h.trim else "no", h.reason] for h in hosts]
+        return [table(["backbone", "family", "status", "padding trimmed", "remarks"], rows, [18, 14, 14, 12, 52])]
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    app.add_directive("recplug-settings", Settings)
+    app.add_directive("recplug-hooks", Hooks)
+    app.add_directive("recplug-backbones", Backbones)
+    return {"version": "1", "parallel_read_safe": True}

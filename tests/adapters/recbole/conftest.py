@@ -1,0 +1,218 @@
+"""A tiny data set, and RecBole models on it: what the tests of the adapter share."""
+
+import copy
+import math
+import random
+
+import pytest
+import torch
+
+from recplug.adapters.features import FeatureTable
+from recplug.adapters.recbole.augment import augment
+from recplug.adapters.recbole.compat import recbole_compat
+from recplug.adapters.recbole.config import make_config, model_class
+
+USERS, ITEMS, WIDTH, LENGTH = 60, 40, 16, 10
+GENRES = ("drama", "comedy", "crime", "war")
+
+# Small everywhere: one dictionary for the models' many names of the same sizes.
+SMALL = {
+    "embedding_size": WIDTH,
+    "kg_embedding_size": WIDTH,
+    "hidden_size": WIDTH,
+    "inner_size": 2 * WIDTH,
+    "MAX_ITEM_LIST_LENGTH": LENGTH,
+    "train_batch_size": 64,
+    "eval_batch_size": 100_000,
+    "epochs": 2,
+    "state": "ERROR",
+    "show_progress": False,
+    "seed": 3,
+    "use_gpu": False,
+    "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
+}
+ITEM_FEATURES = {
+    "load_col": {**SMALL["load_col"], "item": ["item_id", "genre", "price"]},
+    "selected_features": ["genre", "price"],
+    "numerical_features": ["price"],
+    "item_attribute": "genre",
+}
+KNOWLEDGE = {
+    "load_col": {
+        **SMALL["load_col"],
+        "kg": ["head_id", "relation_id", "tail_id"],
+        "link": ["item_id", "entity_id"],
+        "ent": ["ent_id", "ent_vec"],
+        "rel": ["rel_id", "rel_vec"],
+    },
+    "additional_feat_suffix": ["ent", "rel"],
+    "alias_of_entity_id": ["ent_id"],
+    "alias_of_relation_id": ["rel_id"],
+    "preload_weight": {"ent_id": "ent_vec", "rel_id": "rel_vec"},
+    # RecBole's own defaults for the two models that use it split at random, which its sequential data sets refuse.
+    "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"},
+}
+OF_MODEL = {
+    "FDSA": ITEM_FEATURES,
+    "SASRecF": ITEM_FEATURES,
+    "GRU4RecF": {**ITEM_FEATURES, "selected_features": ["genre"]},
+    "S3Rec": {**ITEM_FEATURES, "train_stage": "finetune"},
+    "GRU4RecKG": KNOWLEDGE,
+    "KSR": KNOWLEDGE,
+    "SINE": {"prototype_size": 8},
+    "NARM": {"n_layers": 1},
+    "SASRecCPR": {"reranker_CAN_NUM": "10"},
+    "GRU4RecCPR": {"reranker_CAN_NUM": "10"},
+    "BERT4Rec": {"mask_ratio": 0.4},
+}
+
+
+def histories():
+    """A user's items in time order: 3 to 13 of them, some twice; items that are near each other go together."""
+    draw = random.Random(11)
+    found = []
+    for user in range(USERS):
+        item, items = draw.randrange(ITEMS), []
+        for _ in range(3 + (user * 7) % 11):
+            items.append(item)
+            item = (item + draw.choice((1, 1, 2, 3, -1))) % ITEMS
+        found.append(items)
+    return found
+
+
+def write_table(path, lines):
+    path.write_text("\n".join("\t".join(map(str, line)) for line in lines) + "\n")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_anomaly_detection():
+    """RecBole's SINE module turns it on for the whole process when imported, and everything is slow from then on."""
+    import recbole.model.sequential_recommender  # noqa: F401
+
+    torch.autograd.set_detect_anomaly(False)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """The folder that holds ``tiny/tiny.inter``, its item and knowledge files and two feature tables."""
+    root = tmp_path_factory.mktemp("data")
+    folder = root / "tiny"
+    folder.mkdir()
+    draw = random.Random(5)
+    write_table(
+        folder / "tiny.inter",
+        [("user_id:token", "item_id:token", "timestamp:float")]
+        + [(f"u{u}", f"i{i}", 100 * u + t) for u, items in enumerate(histories()) for t, i in enumerate(items)],
+    )
+    genres = [" ".join(draw.sample(GENRES, 1 + i % 2)) for i in range(ITEMS)]
+    write_table(
+        folder / "tiny.item",
+        [("item_id:token", "genre:token_seq", "price:float")]
+        + [(f"i{i}", genre, draw.randrange(100) / 10) for i, genre in enumerate(genres)],
+    )
+    write_table(
+        folder / "tiny.link",
+        [("item_id:token", "entity_id:token")] + [(f"i{i}", f"e{i}") for i in range(ITEMS)],
+    )
+    write_table(
+        folder / "tiny.kg",
+        [("head_id:token", "relation_id:token", "tail_id:token")]
+        + [(f"e{i}", f"r{i % 3}", f"e{(i * 3 + 1) % ITEMS}") for i in range(ITEMS)],
+    )
+    for kind, count in (("ent", ITEMS), ("rel", 3)):
+        vectors = [" ".join(f"{draw.gauss(0, 1):.3f}" for _ in range(WIDTH)) for _ in range(count)]
+        write_table(
+            folder / f"tiny.{kind}",
+            [(f"{kind}_id:token", f"{kind}_vec:float_seq")]
+            + [(f"{kind[0]}{i}", vector) for i, vector in enumerate(vectors)],
+        )
+    generator = torch.Generator().manual_seed(7)
+    for modality, width, kept in (("image", 12, range(ITEMS)), ("text", 6, range(0, ITEMS - 6))):
+        features = torch.randn(len(kept), width, generator=generator)
+        FeatureTable(features, tuple(f"i{i}" for i in kept), modality, {}).save(folder / f"tiny.{modality}.safetensors")
+    return root
+
+
+@pytest.fixture(scope="session")
+def compat():
+    """RecBole's remedies for the whole session of these tests, and as it was afterwards."""
+    with recbole_compat():
+        yield
+
+
+@pytest.fixture(scope="session")
+def data(tiny, compat, tmp_path_factory):
+    """``data(model, **config)``: (config, train, valid, test), as RecBole's quick start makes them; made once."""
+    from recbole.data import create_dataset, data_preparation
+    from recbole.utils import init_seed
+
+    made, pretrained = {}, []
+
+    def prepare(model, **more):
+        name = model if isinstance(model, str) else model.__name__
+        overrides = {**SMALL, "data_path": str(tiny), **OF_MODEL.get(name, {}), **more}
+        if name == "S3Rec" and overrides["train_stage"] == "finetune":
+            if not pretrained:
+                pretrained.append(tmp_path_factory.mktemp("s3rec") / "pretrained.pth")
+                config, train, *_ = prepare("S3Rec", train_stage="pretrain", train_neg_sample_args=None)
+                init_seed(config["seed"], True)
+                weights = config.model_class(config, train.dataset).state_dict()
+                torch.save({"state_dict": weights}, pretrained[0])
+            overrides["pre_model_path"] = str(pretrained[0])
+        key = (model, repr(sorted(overrides.items(), key=lambda item: item[0])))
+        if key not in made:
+            config = make_config(model, "tiny", [], overrides)
+            init_seed(config["seed"], config["reproducibility"])
+            dataset = create_dataset(config)
+            made[key] = (config, *data_preparation(config, dataset))
+        return made[key]
+
+    return prepare
+
+
+@pytest.fixture(scope="session")
+def build(data):
+    """``build(model, plugins, settings, **config)``: (config, model, train, valid, test), seeded as RecBole's start is.
+
+    ``plugins=None`` is RecBole's own class.
+    """
+    from recbole.utils import init_seed
+
+    def make(model, plugins=None, settings=None, *, table=None, **more):
+        config, train, valid, test = data(model, **more)
+        host = model_class(model) if isinstance(model, str) else model
+        if plugins is not None:
+            host = augment(host, plugins, settings, table=table)
+        init_seed(config["seed"], config["reproducibility"])
+        return config, host(config, train.dataset), train, valid, test
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def batch_of():
+    """``batch_of(loader)``: a copy of its first batch (some models write into theirs), the same on every call."""
+    from recbole.utils import init_seed
+
+    first = {}
+
+    def batch(loader):
+        if id(loader) not in first:
+            init_seed(5, True)
+            found = next(iter(loader))
+            first[id(loader)] = loader, found[0] if isinstance(found, tuple) else found
+        return copy.deepcopy(first[id(loader)][1])
+
+    return batch
+
+
+@pytest.fixture(scope="session")
+def difference():
+    """``difference(a, b)``: the largest distance of two tensors, relative to the larger of their largest values."""
+
+    def relative(a, b):
+        scale = max(a.abs().max().item(), b.abs().max().item(), 1e-12)
+        worst = (a - b).abs().max().item() / scale
+        return math.inf if math.isnan(worst) else worst
+
+    return relative
