@@ -5,7 +5,8 @@ TORCH ?= torch==2.13.0
 JOBS ?= 2
 
 PY := $(abspath $(VENV))/bin/python
-PIP := $(PY) -m pip install -qq --disable-pip-version-check -c constraints.txt
+# Without --no-compile pip spends half of its time on byte code of modules that nobody imports.
+PIP := $(PY) -m pip install -qq --no-compile --disable-pip-version-check -c constraints.txt
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .PHONY: help demo test test-all lint docs bench clean

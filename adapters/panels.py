@@ -43,14 +43,15 @@ def _heatmap(axes: Axes, panel: Panel, values: np.ndarray) -> None:
     for (row, column), value in np.ndenumerate(values):
         far = abs(value - middle) / span > 0.3
         dark = far if low < 0 < high else value < middle
-        axes.text(column, row, f"{value:.2f}", ha="center", va="center", color="white" if dark else "black")
+        colour = "white" if dark else "black"
+        axes.text(float(column), float(row), f"{value:.2f}", ha="center", va="center", color=colour)
 
 
 def _bars(axes: Axes, panel: Panel, values: np.ndarray) -> None:
     places = np.arange(len(values))
     axes.bar(places, values, color=[COLOURS[i % len(COLOURS)] for i in places], width=0.65)
     axes.set_xticks(places, panel.rows or None)
-    for place, value in zip(places, values, strict=True):
+    for place, value in enumerate(values.tolist()):
         axes.text(place, value, f"{value:.3g}", ha="center", va="bottom" if value >= 0 else "top", fontsize=9)
     axes.axhline(0, color="black", linewidth=0.6)
     axes.margins(y=0.15)
@@ -61,7 +62,7 @@ def _bars(axes: Axes, panel: Panel, values: np.ndarray) -> None:
 
 def _histogram(axes: Axes, panel: Panel, values: np.ndarray) -> None:
     low, high = panel.limits or (float(np.nanmin(values)), float(np.nanmax(values)))
-    edges = np.linspace(low, high if high > low else low + 1e-6, 41)
+    edges = np.linspace(low, high if high > low else low + 1e-6, 41).tolist()
     for index, sample in enumerate(values):
         label = panel.rows[index] if panel.rows else None
         colour = COLOURS[index % len(COLOURS)]

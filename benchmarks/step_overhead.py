@@ -52,7 +52,7 @@ def beauty_sized(folder: Path) -> str:
                 out.write(f"u{user}\ti{rng.integers(ITEMS)}\t{place}\n")
         out.writelines(f"u0\ti{item}\t{1000 + item}\n" for item in range(ITEMS))  # every item occurs
     for modality in ("image", "text"):
-        vectors = torch.randn(ITEMS, WIDTH, generator=torch.Generator().manual_seed(0)).half()
+        vectors = torch.randn(ITEMS, WIDTH, generator=torch.Generator().manual_seed(len(modality))).half()
         table = FeatureTable(vectors, tuple(f"i{item}" for item in range(ITEMS)), modality)
         table.save(folder / name / f"{name}.{modality}.safetensors")
     return name

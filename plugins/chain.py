@@ -129,6 +129,21 @@ class Chain(nn.Module):
         """The augmentations that act on one seam, in order."""
         return {name: cast(Augmentation, self.plugins[name]) for name in self._acting[seam]}
 
+    def fuses_by_item(self, role: Role) -> bool:
+        """Whether an item has one row in ``role``, whatever the history."""
+        if role == "input" and self._override is not None:
+            return False
+        return all(role in a.by_item for a in self.acting("items").values() if role in a.roles)
+
+    def acts(self, role: Role) -> bool:
+        """Whether any augmentation changes rows in ``role``."""
+        overridden = role == "input" and self._override is not None
+        return overridden or any(role in a.roles for a in self.acting("items").values())
+
+    def has_one_table(self) -> bool:
+        """Whether the encoder reads and the score uses the same rows."""
+        return all(a.roles == {"input", "candidate"} for a in self.acting("items").values())
+
     @contextmanager
     def override(self, row_fn: RowFunction) -> Iterator[None]:
         """Replace the chain at the encoder's input by ``row_fn``."""
@@ -172,10 +187,15 @@ class Chain(nn.Module):
 
     def item_weight(self, step: Step) -> Tensor:
         """``[n_rows, d]``: the candidate table, once a step."""
-        if "item_weight" not in step.memory:
-            raw = self.raw_table(step, "items")
-            step.memory["item_weight"] = self.items(step, raw, step.all_ids(), role="candidate", sequence=None)
-        return step.memory["item_weight"]
+        table = self.raw_table(step, "items")
+        if not self.acts("candidate"):
+            return table
+
+        def fuse(ids: Tensor) -> Tensor:
+            rows = table if len(ids) == len(table) else table[ids]
+            return self.items(step, rows, ids, role="candidate", sequence=None)
+
+        return step.lookup("weight", step.all_ids(), fuse)[0]
 
     # -- losses
 

@@ -164,11 +164,14 @@ class Augmentation(nn.Module):
     The adapter discovers which seams are used by looking at which methods a subclass overrides.
     :attr:`step` is set by the adapter while a training step or an evaluation asks for something and is None otherwise;
     it is never saved, copied or pickled with the module. :attr:`roles` says in which roles :meth:`items` changes rows;
-    an augmentation that leaves candidates alone spares the host's full softmax a fused table.
+    an augmentation that leaves candidates alone spares the host's full softmax a fused table. :attr:`by_item` says in
+    which roles an item's row depends on the item alone, whatever the history: the adapter then fuses each item once a
+    step and gathers.
     """
 
     step: Step | None = None
     roles: frozenset[Role] = frozenset({"input", "candidate"})
+    by_item: frozenset[Role] = frozenset()
     _methods: ClassVar[tuple[Seam, ...]] = SEAMS
 
     def seams(self) -> frozenset[Seam]:

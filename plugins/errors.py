@@ -13,6 +13,11 @@ class RecplugError(Exception):
     """
 
 
+def one_line(error: Exception) -> str:
+    """``"ImportError: what it says"``, without line breaks."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``"; did you mean 'lambda_synergy'?"``, or an empty string where nothing is near."""
     near = difflib.get_close_matches(word.lower(), {name.lower(): name for name in known}, n=1, cutoff=0.6)

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib.metadata import entry_points
 
 import pluggy
+from torch import nn
 
 from recplug.plugins import hookspecs
 from recplug.plugins.contract import Plugin
-from recplug.plugins.errors import RecplugError, did_you_mean
+from recplug.plugins.errors import RecplugError, did_you_mean, one_line
 
 GROUP = "recplug.plugins"
 # A plugin's name is a namespace of settings beside RecBole's own keys, and of tensors beside nn.ModuleDict's methods.
-RESERVED = frozenset({"model", "dataset", "plugin", "features", "clear", "pop", "keys", "items", "values", "update"})
+RESERVED = frozenset({"model", "dataset", "plugin", "features", *dir(nn.ModuleDict())})
 
 
 @cache
@@ -37,15 +38,17 @@ def manager() -> pluggy.PluginManager:
     for point in sorted(entry_points(group=GROUP), key=lambda p: p.name):
         if names is not None and point.name not in names:
             continue
+        if manager.has_plugin(point.name):
+            raise RecplugError(f"two installed packages have the entry point '{point.name}'; uninstall one")
         try:
             manager.register(point.load(), name=point.name)
+            manager.check_pending()
         except Exception as error:
             where = f" of {point.dist.name}" if point.dist is not None else ""
             raise RecplugError(
-                f"plugin '{point.name}'{where} does not load ({type(error).__name__}: {error}); "
+                f"plugin '{point.name}'{where} does not load ({one_line(error)}); "
                 f"uninstall it or leave it out with RECPLUG_PLUGINS"
             ) from error
-    manager.check_pending()
     if os.environ.get("RECPLUG_TRACE_HOOKS"):
         manager.trace.root.setwriter(lambda line: print(line, end="", file=sys.stderr))
         manager.enable_tracing()
@@ -55,12 +58,29 @@ def manager() -> pluggy.PluginManager:
 @cache
 def _plugins() -> dict[str, Plugin]:
     found: dict[str, Plugin] = {}
-    for plugin in reversed(manager().hook.recplug_plugin()):  # pluggy calls the last registered first
+    for plugin in _provided():
         validate(plugin)
         if plugin.name in found:
             raise RecplugError(f"two installed packages provide the plugin '{plugin.name}'; uninstall one")
         found[plugin.name] = plugin
     return found
+
+
+def _provided() -> Iterator[Plugin]:
+    """What each installed package provides; asked one by one, to name the one that fails."""
+    implementations = manager().hook.recplug_plugin.get_hookimpls()
+    for one in implementations:
+        others = [other.plugin for other in implementations if other is not one]
+        try:
+            provided = manager().subset_hook_caller("recplug_plugin", others)()
+        except Exception as error:
+            raise RecplugError(
+                f"plugin '{one.plugin_name}' fails ({one_line(error)}); "
+                f"uninstall it or leave it out with RECPLUG_PLUGINS"
+            ) from error
+        if not provided:
+            raise RecplugError(f"plugin '{one.plugin_name}': recplug_plugin() returns nothing")
+        yield from provided
 
 
 def validate(plugin: Plugin) -> None:

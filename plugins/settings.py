@@ -38,7 +38,7 @@ def parse_settings(plugin: str, model: type[S], values: Mapping[str, Any]) -> S:
         RecplugError: for an unknown key, with the nearest valid one, or a value that is out of range.
     """
     try:
-        return model(**values)
+        return model.model_validate(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "settings"

@@ -116,7 +116,10 @@ class Step:
         """
         if self.encoder is None:
             raise RecplugError(f"{self.chain.host} does not expose its user encoder; choose a loss that needs none")
-        with self.chain.override(row_fn):
+        # The host's dropout draws anew, the same for every re-encoding of a step, and its own sequence is not shifted.
+        device = self.chain.item_table.raw.device
+        devices = [device] if device.type == "cuda" else []
+        with self.chain.override(row_fn), torch.random.fork_rng(devices=devices):
             return self.encoder()
 
     def asked(self) -> Tensor:
@@ -126,6 +129,13 @@ class Step:
         stop the host, they are the batch's ids as they stand, or the whole table when that is smaller.
         """
         return self._rows()[0]
+
+    def first_asked(self) -> Tensor:
+        """``[r]`` bool: one occurrence of every item in :meth:`asked`, so that a loss counts each item once."""
+        rows, slot = self._rows()
+        if slot is None:
+            return torch.ones_like(rows, dtype=torch.bool)
+        return slot[rows] == torch.arange(len(rows), device=rows.device)
 
     def lookup(self, key: str, ids: Tensor, compute: Callable[[Tensor], Rows]) -> tuple[Tensor, ...]:
         """A per-item function, computed once per item and step, gathered at ``ids``.
@@ -171,7 +181,9 @@ class Step:
         everything = self.all_ids()
         if self.whole_table or not items:
             return everything, None
-        asked = torch.cat(list(items))
+        # Padding and mask rows are asked for without being announced: BERT4Rec masks inside its loss.
+        special = [everything[row : row + 1] for row in (self.chain.padding_id, self.chain.mask_id) if row is not None]
+        asked = torch.cat([*items, *special])
         if asked.device.type == "cpu":
             asked = torch.unique(asked)
         if asked.numel() >= everything.numel():

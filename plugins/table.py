@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from recplug.plugins.chain import Chain
+    from recplug.plugins.contract import Role
 
 
 class ItemTable(nn.Embedding):
@@ -61,12 +62,20 @@ class ItemTable(nn.Embedding):
 
     def forward(self, ids: Tensor) -> Tensor:
         """``ids [...]`` to ``[..., d]``."""
-        step = self.chain.current()
-        rows = self.embed(ids, self.chain.raw_table(step, "items"))
-        if ids.dim() >= 2:
-            return self.chain.items(step, rows, ids, role="input", sequence=ids if ids.dim() == 2 else None)
-        role = "input" if self.one_dimensional_input else "candidate"
-        return self.chain.items(step, rows, ids, role=role, sequence=None)  # type: ignore[arg-type]
+        chain, step = self.chain, self.chain.current()
+        table = chain.raw_table(step, "items")
+        role: Role = "input" if ids.dim() >= 2 or self.one_dimensional_input else "candidate"
+        if not chain.fuses_by_item(role):
+            return chain.items(step, self.embed(ids, table), ids, role=role, sequence=ids if ids.dim() == 2 else None)
+        if not chain.acts(role):
+            return self.embed(ids, table)
+        if chain.has_one_table() and (step.whole_table or step.kind == "evaluation"):
+            return self.embed(ids, chain.item_weight(step))
+
+        def fuse(distinct: Tensor) -> Tensor:
+            return chain.items(step, self.embed(distinct, table), distinct, role=role, sequence=None)
+
+        return step.lookup(f"rows.{role}", ids, fuse)[0]
 
     def embed(self, ids: Tensor, table: Tensor) -> Tensor:
         """The host's own lookup of ``ids`` in ``table [n_rows, d]``."""

@@ -1,14 +1,20 @@
-"""What every command does alike: where lines go, and how errors end."""
+"""What every command does alike: where lines go, and how errors end.
+
+Nothing here imports torch until an error needs it, so that ``--help`` answers at once.
+"""
 
 from __future__ import annotations
 
 import functools
 import logging
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 
-from recplug.plugins.errors import RecplugError
+
+class UsageError(Exception):
+    """A command line that cannot be understood, told in one line."""
 
 
 def say(text: str) -> None:
@@ -16,19 +22,25 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
+class _Console(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        say(self.format(record))
+
+
 def show_log() -> None:
     """Show our own log lines on the console; RecBole's stay in the run's log file."""
     log = logging.getLogger("recplug")
-    if not log.handlers:
-        handler = logging.StreamHandler(sys.stdout)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        log.addHandler(handler)
+    if not any(isinstance(handler, _Console) for handler in log.handlers):
+        log.addHandler(_Console())
     log.setLevel(logging.INFO)
     warnings.filterwarnings("ignore", module="recbole")
 
 
 def command(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str] | None], None]:
-    """Run a command: wrong input ends with one line on standard error and code 2, ``--debug`` with its traceback."""
+    """Run a command so that no error ends with a traceback, unless ``--debug`` asks for it.
+
+    Wrong input is one line on standard error and exit code 2; whatever else goes wrong is one line and code 1.
+    """
 
     @functools.wraps(main)
     def wrapped(arguments: Sequence[str] | None = None) -> None:
@@ -36,13 +48,27 @@ def command(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str] | 
         show_log()
         try:
             main(arguments)
-        except RecplugError as error:
-            if "--debug" in arguments:
-                raise
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
         except KeyboardInterrupt:
             print("interrupted; what was written so far is kept", file=sys.stderr)
             sys.exit(130)
+        except Exception as error:
+            if "--debug" in arguments or "--debug=true" in arguments:
+                traceback.print_exc()
+            line, code = _ending(error)
+            print(f"error: {line}", file=sys.stderr)
+            sys.exit(code)
 
     return wrapped
+
+
+def _ending(error: Exception) -> tuple[str, int]:
+    """The one line, and the exit code."""
+    text = " ".join(str(error).split())
+    if isinstance(error, UsageError):
+        return text, 2
+    from recplug.plugins.errors import RecplugError
+
+    if isinstance(error, RecplugError):
+        return text, 2
+    log = getattr(error, "run_log", None)
+    return f"{type(error).__name__}: {text}; run with --debug for the traceback" + (f"; see {log}" if log else ""), 1

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
-from recplug.adapters.cli.common import command, say
-from recplug.plugins.errors import RecplugError, did_you_mean
+from recplug.adapters.cli.common import UsageError, command, say
 
 USAGE = """\
 run_recbole --model SASRec --plugin prism [options]
@@ -28,9 +28,13 @@ Train a RecBole model, with plugins grafted on, in RecBole's own trainer.
   --ANY_RECBOLE_KEY VALUE any key of RecBole's own, such as --epochs 20
   --debug                 show the traceback of an error
 
-Both "--key value" and "--key=value" work.
+Both "--key value" and "--key=value" work; a value that begins with -- needs the second. The command line wins over
+--config_files, these over the data set's own YAML, that over RecBole's defaults; in YAML, a plugin's settings are
+nested under its name.
 """
-OWN = ("model", "plugin", "dataset", "data_path", "config_files", "output_dir", "baseline", "debug", "help")
+# Keys that the command itself reads, from the command line or a configuration file.
+NAMES = ("model", "plugin", "dataset", "data_path", "output_dir")
+OWN = (*NAMES, "config_files", "baseline", "debug", "help")
 LATER = ("resume", "nproc", "ip", "port", "world_size", "group_offset")
 
 
@@ -38,82 +42,106 @@ def parse(arguments: Sequence[str]) -> dict[str, str]:
     """``--key value`` and ``--key=value`` to a mapping; a key without a value is ``"true"``.
 
     Raises:
-        RecplugError: for anything else, or a key that is given twice with different values.
+        UsageError: for anything else, or a key that is given twice.
     """
     values: dict[str, str] = {}
     rest = list(arguments)
     while rest:
         word = rest.pop(0)
         if not word.startswith("--") or len(word) == 2:
-            raise RecplugError(f"'{word}' belongs to no key; write --key value, and quote values with spaces")
+            raise UsageError(f"'{word}' belongs to no key; write --key value, and quote values with spaces")
         key, equals, value = word[2:].partition("=")
-        if not equals:
-            value = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
-        if key in values and values[key] != value:
-            raise RecplugError(f"--{key} is given twice, as '{values[key]}' and '{value}'; give it once")
+        if not equals and rest and not rest[0].startswith("--"):
+            value = rest.pop(0)
+        elif not equals and (key in NAMES or key == "config_files"):
+            raise UsageError(f"--{key} has no value; write --{key} VALUE, or --{key}=VALUE where it begins with --")
+        elif not equals:
+            value = "true"
+        if key in values:
+            raise UsageError(f"--{key} is given twice, as '{values[key]}' and '{value}'; give it once")
         values[key] = value
     return values
 
 
-def check_keys(keys: Sequence[str], model: str, names: Sequence[str]) -> None:
-    """Refuse keys that nothing reads and that look like a slip of the pen.
+def check_keys(keys: Iterable[str], model: str, names: Sequence[str]) -> None:
+    """Refuse keys of the command line that nothing reads and that look like a slip of the pen.
 
     Raises:
         RecplugError: naming the nearest valid key.
     """
     from recplug.adapters.recbole.config import known_keys
+    from recplug.plugins.errors import RecplugError, did_you_mean
+    from recplug.plugins.registry import get
 
     known = {*known_keys(model), *OWN, *LATER}
     for key in keys:
         plugin, dot, _ = key.partition(".")
-        if dot and plugin == "features":
-            continue
-        if dot and plugin not in names:
-            from recplug.plugins.registry import get
-
+        if dot and plugin != "features" and plugin not in names:
             get(plugin)
             raise RecplugError(f"--{key}: the plugin '{plugin}' is not in use; add it with --plugin {plugin}")
         if not dot and key not in known:
-            hint = did_you_mean(key, known)
-            if hint:
+            if hint := did_you_mean(key, known):
                 raise RecplugError(f"no key '{key}'{hint}")
             say(f"note: neither recplug nor RecBole's {model} documents the key '{key}'; it is passed on")
+
+
+def note_keys(file: str, keys: Iterable[str], model: str) -> None:
+    """Say which keys of a configuration file nothing documents; such files are often shared by several models."""
+    from recplug.adapters.recbole.config import known_keys
+    from recplug.plugins.errors import did_you_mean
+    from recplug.plugins.registry import available
+
+    known = {*known_keys(model), *OWN, *LATER, *available()}
+    for key in keys:
+        if key.partition(".")[0] not in known:
+            hint = did_you_mean(key, known)
+            say(f"note: {file}: neither recplug nor RecBole's {model} documents the key '{key}'{hint}")
 
 
 @command
 def main(arguments: Sequence[str]) -> None:
     """Run the command."""
-    values = parse(arguments)
-    if "help" in values or not arguments:
+    if not arguments or "--help" in arguments or "-h" in arguments:
         say(USAGE)
         return
+    values = parse(arguments)
     for key in LATER:
         if key in values and not (key in ("nproc", "world_size") and values[key] in ("1", "-1")):
-            raise RecplugError(f"--{key} is not supported by this version; leave it out")
-    if "model" not in values:
-        raise RecplugError("no model is named; add --model SASRec")
+            raise UsageError(f"--{key} is not supported by this version; leave it out")
 
-    from recplug.adapters.recbole.config import literal, model_class
+    from recplug.adapters.recbole.config import literal, model_class, read_yaml
     from recplug.adapters.recbole.runner import DEFAULT_DATASET, run
     from recplug.adapters.recbole.table import result_table
+    from recplug.plugins.errors import RecplugError
     from recplug.plugins.registry import parse_names
 
-    names = parse_names(values.get("plugin"))
-    model = model_class(values["model"]).__name__
     config: dict[str, Any] = {key: literal(value) for key, value in values.items() if key not in (*OWN, *LATER)}
-    check_keys(list(config), model, names)
-    paths = {key.partition(".")[2]: str(config.pop(key)) for key in list(config) if key.startswith("features.")}
+    files = {file: read_yaml(file) for file in values.get("config_files", "").split()}
+    own: dict[str, Any] = {"dataset": DEFAULT_DATASET}
+    for source in (*files.values(), values):
+        own |= {key: source[key] for key in (*NAMES, "baseline") if source.get(key) is not None}
+    if "model" not in own:
+        raise RecplugError("no model is named; add --model SASRec")
+    baseline = literal(str(own.get("baseline", "false")))
+    if not isinstance(baseline, bool):
+        raise RecplugError(f"baseline='{baseline}' is not true or false")
+    names = parse_names(own.get("plugin"))
+    model = model_class(str(own["model"])).__name__
+    check_keys(config, model, names)
+    for file, settings in files.items():
+        note_keys(file, settings, model)
+    paths = {key.partition(".")[2]: config.pop(key) for key in list(config) if key.startswith("features.")}
     if paths:
-        config["features"] = paths
+        config["features"] = {name: str(Path(str(path)).expanduser().absolute()) for name, path in paths.items()}
     result = run(
         model,
-        values.get("dataset", DEFAULT_DATASET),
+        str(own["dataset"]),
         names,
         config,
-        config_files=values.get("config_files", "").split(),
-        data_path=values.get("data_path"),
-        output_dir=values.get("output_dir"),
-        baseline=literal(values.get("baseline", "false")) is True,
+        config_files=list(files),
+        data_path=own.get("data_path"),
+        output_dir=own.get("output_dir"),
+        baseline=baseline,
     )
     say(result_table(result))
     pictures = result.result.get("diagnostics") or []

@@ -74,7 +74,7 @@ def augment(
         "recplug_settings": settings,
         "recplug_base": model_class,
     }
-    return _Meta(model_class.__name__, (Grafted, model_class), body)
+    return _Meta(model_class.__name__, (Grafted, model_class), body)  # type: ignore[return-value]
 
 
 def _host(model_class: type, table: str | None) -> Host:
@@ -85,7 +85,21 @@ def _host(model_class: type, table: str | None) -> Host:
         raise RecplugError(
             f"{name} is not a sequential model; this version grafts onto sequential backbones such as SASRec or GRU4Rec"
         )
-    return Host(name, table=table or "item_embedding", reason="a model of your own")
+    return Host(name, table=table or "item_embedding", losses=(), reason="a model of your own")
+
+
+def check_config(host: Host, config: Any) -> None:
+    """Compare a RecBole configuration with a host's restrictions.
+
+    Raises:
+        RecplugError: naming what to set.
+    """
+    why = f" ({host.reason})" if host.status == "restricted" else ""
+    if host.losses and (loss := config["loss_type"]) not in (None, *host.losses):
+        takes = " or ".join(host.losses)
+        raise RecplugError(f"{host.name} takes loss_type {takes}, not {loss}{why}; set --loss_type {host.losses[0]}")
+    if host.only and config[host.only[0]] != host.only[1]:
+        raise RecplugError(f"{host.name} works with {host.only[0]} {host.only[1]}{why}; set --{' '.join(host.only)}")
 
 
 class _Meta(type):
@@ -95,10 +109,11 @@ class _Meta(type):
 def _reduce(cls: Any) -> Any:
     if cls is Grafted:
         return "Grafted"
-    return augment, (cls.recplug_base, list(cls.recplug_names), cls.recplug_settings)
+    restore = functools.partial(augment, table=cls.recplug_host.table)
+    return restore, (cls.recplug_base, cls.recplug_names, cls.recplug_settings)
 
 
-copyreg.pickle(_Meta, _reduce)  # type: ignore[arg-type]
+copyreg.pickle(_Meta, _reduce)
 
 
 class Grafted(metaclass=_Meta):
@@ -111,10 +126,10 @@ class Grafted(metaclass=_Meta):
     recplug: Chain
 
     def __init__(self, config: Any, dataset: Any) -> None:
-        super().__init__(config, dataset)  # type: ignore[call-arg]
         host = self.recplug_host
-        if host.losses and (loss := config["loss_type"]) not in (None, *host.losses):
-            raise RecplugError(f"{host.name}: {host.reason}; set --loss_type {host.losses[0]}, not {loss}")
+        # Before the host's constructor, which ends the whole process where a CPR model is given BPR.
+        check_config(host, config)
+        super().__init__(config, dataset)  # type: ignore[call-arg]
         given = {name: {**(config[name] or {}), **self.recplug_settings.get(name, {})} for name in self.recplug_names}
         self.recplug_resolved: dict[str, PluginSettings] = resolve(self.recplug_names, given)
         embedding = find_table(self, host.table)  # type: ignore[arg-type]
@@ -142,8 +157,7 @@ class Grafted(metaclass=_Meta):
                 modalities = {name: shuffled(m, seed=config["seed"]) for name, m in modalities.items()}
                 log.info("control: content vectors are dealt out to other items (shuffle_features)")
         users, items = _interactions(dataset)
-        n_items = self.n_items  # type: ignore[attr-defined]
-        samples, batch = len(dataset), config["train_batch_size"] or 1
+        n_items = dataset.item_num  # S3Rec's own n_items counts the mask row too
         return Context(
             host=self.recplug_host.name,
             family="sequential",
@@ -154,7 +168,7 @@ class Grafted(metaclass=_Meta):
             edges=torch.stack([users, items]),
             modalities=modalities,
             mask_id=n_items if n_rows > n_items else None,
-            steps_per_epoch=-(-samples // batch),
+            steps_per_epoch=_steps_per_epoch(config, len(dataset)),
             device=config["device"],
             seed=config["seed"],
         )
@@ -213,11 +227,11 @@ class Grafted(metaclass=_Meta):
         scores = super().full_sort_predict(interaction)  # type: ignore[misc]
         if self.recplug_history is None:
             return scores
-        n_items = self.n_items  # type: ignore[attr-defined]
-        rows = scores.reshape(-1, n_items).clone()  # [B, n_items]
+        users = interaction[self.USER_ID]  # type: ignore[attr-defined]
+        rows = scores.reshape(len(users), -1).clone()  # [B, n_items]
         rows.scatter_(1, interaction[self.ITEM_SEQ], -torch.inf)  # type: ignore[attr-defined]
-        users, items = self._recplug_seen(interaction[self.USER_ID])  # type: ignore[attr-defined]
-        rows[users, items] = -torch.inf
+        row, items = self._recplug_seen(users)
+        rows[row, items] = -torch.inf
         return rows.reshape(scores.shape)
 
     def _recplug_seen(self, users: Tensor) -> tuple[Tensor, Tensor]:
@@ -233,11 +247,29 @@ class Grafted(metaclass=_Meta):
         return rows, history[1, first[rows] + offset]
 
 
+def _steps_per_epoch(config: Any, samples: int) -> int:
+    """As RecBole's training loader counts them: several negatives an interaction leave room for fewer of these."""
+    negatives = config["train_neg_sample_args"] or {}
+    times = negatives.get("sample_num", "none")
+    batch = max(config["train_batch_size"] // (1 if times == "none" else times), 1)
+    return -(-samples // batch)
+
+
 def _interactions(dataset: Any) -> tuple[Tensor, Tensor]:
-    """The data set's interactions, sorted by user: ``users [n]``, ``items [n]``."""
-    matrix = dataset.inter_matrix(form="csr").tocoo()
-    return torch.from_numpy(matrix.row).long(), torch.from_numpy(matrix.col).long()
+    """The data set's interactions, each once, sorted by user: ``users [n]``, ``items [n]``."""
+    feat, n_items = dataset.inter_feat, dataset.item_num
+    users, targets = feat[dataset.uid_field], feat[dataset.iid_field]
+    pairs = [torch.unique(users * n_items + targets)]
+    # A user's first item is never a target: it stands in the histories alone.
+    histories = f"{dataset.iid_field}{dataset.config['LIST_SUFFIX']}"
+    for column in feat[histories].unbind(dim=1) if histories in feat else ():
+        real = column != 0
+        pairs.append(torch.unique(users[real] * n_items + column[real]))
+    found = torch.unique(torch.cat(pairs))
+    return found // n_items, found % n_items
 
 
 def _field(interaction: Any, name: str) -> Tensor | None:
-    return interaction[name] if name in interaction else None
+    if name not in interaction:
+        return None
+    return interaction[name]

@@ -14,7 +14,9 @@ because nothing in this package imports that module.
 from __future__ import annotations
 
 import functools
+import importlib
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -44,6 +46,9 @@ NUMPY_ALIASES: Mapping[str, type] = {
     "long": np.int_,
     "unicode": np.str_,
 }
+
+
+_SINE = "recbole.model.sequential_recommender.sine"
 
 
 @dataclass(frozen=True)
@@ -104,16 +109,28 @@ def _trusting(trusted: Callable[[Path], bool]) -> Iterator[None]:
 def own_checkpoints() -> Iterator[None]:
     """Unpickle the files that were written by ``torch.save`` inside this block (RecBole#2212, #2215).
 
-    RecBole's trainer reads its own checkpoint, a pickled Config included, without saying ``weights_only=False``.
+    RecBole's trainer reads its own checkpoint, a pickled Config included, without saying ``weights_only=False``. It
+    also writes over the last good one: here a file is written whole, then put in its place.
     """
     save, written = torch.save, set[Path]()
+    if getattr(save, "keeps_note", False):  # an outer block does it
+        yield
+        return
 
     @functools.wraps(save)
     def save_and_note(obj: Any, f: Any, *args: Any, **kwargs: Any) -> None:
-        save(obj, f, *args, **kwargs)
-        if isinstance(f, (str, os.PathLike)):
-            written.add(Path(f).resolve())
+        if not isinstance(f, (str, os.PathLike)):
+            save(obj, f, *args, **kwargs)
+            return
+        partial = Path(f).with_name(f".{Path(f).name}.{os.getpid()}.part")
+        try:
+            save(obj, partial, *args, **kwargs)
+            os.replace(partial, f)
+        finally:
+            partial.unlink(missing_ok=True)
+        written.add(Path(f).resolve())
 
+    save_and_note.keeps_note = True  # type: ignore[attr-defined]
     with _trusting(written.__contains__), replaced(torch, save=save_and_note):
         yield
 
@@ -162,6 +179,23 @@ def quiet_scaler() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def no_anomaly_detection() -> Iterator[None]:
+    """Autograd without the anomaly detection that importing RecBole's SINE switches on (no thread yet).
+
+    Every sequential model's import reaches SINE; each backward pass then looks for NaN in every gradient, which makes
+    a step two to three times as long. A caller who had it on before SINE was imported keeps it.
+    """
+    before = torch.is_anomaly_enabled()
+    wanted = before and _SINE not in sys.modules
+    importlib.import_module(_SINE)  # now, so that no import inside the block switches it on
+    try:
+        torch.autograd.set_detect_anomaly(wanted)
+        yield
+    finally:
+        torch.autograd.set_detect_anomaly(before)
+
+
 REMEDIES = (
     Remedy("numpy aliases", "RecBole reads np.float_ and its like: RecBole#2215", _needs_numpy_aliases, numpy_aliases),
     Remedy("dok_matrix._update", "scipy 1.13 removed it: RecBole#2034, #2090", _needs_dok_update, dok_update),
@@ -170,6 +204,7 @@ REMEDIES = (
     Remedy("agg(len)", "pandas 3 counts the column: no thread yet", gaps.needs_elementwise_len, gaps.elementwise_len),
     Remedy("rows without id", "RecBole drops the wrong row: no thread yet", lambda: True, gaps.dropped_rows),
     Remedy("gloo", "RecBole asks for nccl: no thread yet", lambda: not torch.cuda.is_available(), gloo_without_cuda),
+    Remedy("anomaly", "importing SINE slows every step: no thread yet", lambda: True, no_anomaly_detection),
     Remedy("quiet scaler", "GradScaler warns each epoch: no thread yet", lambda: True, quiet_scaler),
 )
 

@@ -7,6 +7,7 @@ import copy
 import importlib
 import importlib.util
 import os
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from recbole.utils import InputType, ModelType
 
 from recplug.adapters.recbole.compat import recbole_compat
 from recplug.adapters.recbole.scoped import replaced
+from recplug.adapters.recbole.values import check_metrics, check_values
 from recplug.plugins.errors import RecplugError, did_you_mean
 
 _WORDS = {"true": True, "false": False, "none": None, "null": None}
@@ -75,6 +77,38 @@ def model_class(name: str) -> type:
     raise RecplugError(f"RecBole lists the model '{name}' but does not contain it; reinstall recbole==1.2.1")
 
 
+class _Yaml(yaml.FullLoader):
+    """YAML as RecBole reads it: 1e-3 is a number."""
+
+
+_Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def read_yaml(file: str | os.PathLike[str]) -> dict[str, Any]:
+    """The ``key: value`` lines of a configuration file.
+
+    Raises:
+        RecplugError: for a file that cannot be read or is not YAML, with the line.
+    """
+    try:
+        values = yaml.load(Path(file).read_text(encoding="utf-8"), Loader=_Yaml)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise RecplugError(f"cannot read the configuration file {file}: {reason}; check --config_files") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{file}, line {mark.line + 1}" if mark else str(file)
+        problem = getattr(error, "problem", None) or "unreadable"
+        raise RecplugError(f"{place}: not valid YAML ({problem}); correct the file") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise RecplugError(f"{file}, line 1: expected 'key: value' lines, found a {type(values).__name__}")
+    return {str(key): value for key, value in values.items()}
+
+
 def make_config(
     model: str | type | None,
     dataset: str | None,
@@ -119,25 +153,7 @@ class _LiteralConfig(Config):
     def _load_config_files(self, file_list: list[str]) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for file in file_list:
-            values.update(self._read(file))
-        return values
-
-    def _read(self, file: str) -> dict[str, Any]:
-        try:
-            text = Path(file).read_text(encoding="utf-8")
-            values = yaml.load(text, Loader=self.yaml_loader)
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-            raise RecplugError(f"cannot read the configuration file {file}: {reason}; check the path") from error
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            place = f"{file}, line {mark.line + 1}" if mark else file
-            problem = getattr(error, "problem", None) or "unreadable"
-            raise RecplugError(f"{place}: not valid YAML ({problem}); correct the file") from error
-        if values is None:
-            return {}
-        if not isinstance(values, dict):
-            raise RecplugError(f"{file}, line 1: expected 'key: value' lines, found a {type(values).__name__}")
+            values.update(read_yaml(file))
         return values
 
     def _get_model_and_dataset(self, model: str | type | None, dataset: str | None) -> tuple[str, type, str]:
@@ -152,6 +168,8 @@ class _LiteralConfig(Config):
         return found.__name__, found, str(dataset)
 
     def _set_default_parameters(self) -> None:
+        check_values(self.external_config_dict, self.internal_config_dict)
+        check_metrics(self.final_config_dict)
         self._set_negatives_by_loss()
         super()._set_default_parameters()
 

@@ -52,7 +52,7 @@ class RunDirectory:
 
     ``config.yaml`` (every value with its origin), ``run.log``, ``metrics.csv`` (a row an epoch), ``checkpoint.pth``
     (RecBole's), ``adapter.safetensors`` and ``adapter.json`` (only what the plugins added), ``diagnostics/``,
-    ``tensorboard/`` and ``result.json``.
+    ``ranks.parquet`` (each test user's rank), ``tensorboard/`` and ``result.json``.
     """
 
     path: Path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,19 +17,21 @@ from typing import Any
 
 import torch
 from recbole.data import create_dataset, data_preparation
+from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.utils import get_trainer, init_seed
 
 from recplug.adapters.data import locate
-from recplug.adapters.data.checking import settings_of
 from recplug.adapters.features import FeatureTable
-from recplug.adapters.recbole.augment import KEYS, augment
+from recplug.adapters.recbole.augment import KEYS, augment, check_config
 from recplug.adapters.recbole.compat import recbole_compat
-from recplug.adapters.recbole.config import make_config, model_class
+from recplug.adapters.recbole.config import make_config, model_class, read_yaml
 from recplug.adapters.recbole.fingerprint import fingerprint
+from recplug.adapters.recbole.ranks import write_ranks
 from recplug.adapters.recbole.rundir import RunDirectory, adapter_tensors, plain
 from recplug.adapters.recbole.scoped import replaced
+from recplug.adapters.recbole.values import check_valid_metric
 from recplug.plugins.errors import RecplugError
-from recplug.plugins.registry import get, manager, parse_names
+from recplug.plugins.registry import available, get, manager, parse_names
 
 log = logging.getLogger("recplug")
 DEFAULT_DATASET = "amazon-scientific"
@@ -72,6 +75,7 @@ def run(
     data_path: str | Path | None = None,
     output_dir: str | Path | None = None,
     baseline: bool = False,
+    table: str | None = None,
 ) -> RunResult:
     """Train, validate and test one model with plugins.
 
@@ -86,6 +90,7 @@ def run(
         data_path: folder that holds ``DATASET/DATASET.inter``.
         output_dir: a new directory; default ``runs/<model>-<plugins>-<dataset>-<time>``.
         baseline: train the bare backbone first, with the same budget and seed, into ``<run directory>/baseline``.
+        table: the attribute that holds the item embedding, for models of your own (default ``item_embedding``).
 
     Raises:
         RecplugError: for wrong input, before anything is trained; and where training itself cannot go on.
@@ -94,32 +99,33 @@ def run(
     host = model if isinstance(model, type) else model_class(model)
     values = dict(config_dict or {})
     given = _plugin_values(values, names)
-    augment(host, names, given)  # refuses before any directory is made
+    augment(host, names, given, table=table)  # refuses before any directory is made
     folder = locate(dataset, data_path)
-    files = [*_dataset_files(folder, dataset), *map(Path, config_files)]
-    for file in files:
-        if not file.is_file():
-            raise RecplugError(f"no configuration file {file}; check --config_files")
+    files = {file: read_yaml(file) for file in (*_dataset_files(folder, dataset), *map(Path, config_files))}
+    for file, settings in files.items():
+        for plugin in sorted(available().keys() & {key.partition(".")[0] for key in settings} - set(names)):
+            log.info("note: %s has settings for %s, which is not in use", file.name, plugin)
     if baseline and not names:
         raise RecplugError("--baseline compares plugins with the bare backbone; name a plugin with --plugin")
     label = "+".join(names) or "bare"
     started = datetime.now().strftime("%Y%m%d-%H%M%S")
     path = Path(output_dir) if output_dir else Path("runs") / f"{host.__name__}-{label}-{dataset}-{started}"
-    directory = RunDirectory.create(path)
+    job = _Job(host, dataset, names, given, values, folder, files, RunDirectory.create(path), table)
     bare: RunResult | None = None
     if baseline:
-        trimmed = {"trim_padding": values.get("trim_padding", _trims(host))}
+        job.rehearse()
+        chosen = [settings["trim_padding"] for settings in (*files.values(), values) if "trim_padding" in settings]
+        bare_values = {**values, "trim_padding": chosen[-1] if chosen else _trims(host)}
         log.info("first the bare backbone, with the same budget and seed")
-        bare_values = {**values, **trimmed}
-        job = _Job(host, dataset, [], {}, bare_values, folder, files, RunDirectory.create(path / "baseline"))
-        bare = job.run()
-    result = _Job(host, dataset, names, given, values, folder, files, directory).run()
+        directory = RunDirectory.create(path / "baseline")
+        bare = _Job(host, dataset, [], {}, bare_values, folder, files, directory, table).run()
+    result = job.run()
     result.baseline = bare
     return result
 
 
 def _trims(host: type) -> bool:
-    return augment(host, []).recplug_host.trim  # type: ignore[attr-defined, no-any-return]
+    return augment(host, []).recplug_host.trim  # type: ignore[attr-defined]
 
 
 def _dataset_files(folder: Path | None, dataset: str) -> list[Path]:
@@ -127,6 +133,18 @@ def _dataset_files(folder: Path | None, dataset: str) -> list[Path]:
         return []
     file = folder / f"{dataset}.yaml"
     return [file] if file.is_file() else []
+
+
+def _merged(files: Mapping[Path, Mapping[str, Any]], key: str) -> dict[str, Any]:
+    """What the files say under one key that holds a mapping, nested or dotted; later files win, name by name."""
+    merged: dict[str, Any] = {}
+    for file, settings in files.items():
+        nested = settings.get(key) or {}
+        if not isinstance(nested, Mapping):
+            raise RecplugError(f"{file}: '{key}' takes names and values, nested under it; found {nested!r}")
+        merged |= {str(name): value for name, value in nested.items()}
+        merged |= {name[len(key) + 1 :]: value for name, value in settings.items() if name.startswith(f"{key}.")}
+    return merged
 
 
 def _plugin_values(values: dict[str, Any], names: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -155,11 +173,12 @@ class _Job:
         given: dict[str, dict[str, Any]],
         values: dict[str, Any],
         folder: Path | None,
-        files: list[Path],
+        files: dict[Path, dict[str, Any]],
         directory: RunDirectory,
+        table: str | None,
     ) -> None:
         self.host, self.dataset, self.names, self.given = host, dataset, names, given
-        self.values, self.folder, self.files, self.directory = values, folder, files, directory
+        self.values, self.folder, self.files, self.directory, self.table = values, folder, files, directory, table
         self.result: dict[str, Any] = {
             "status": "failed",
             "model": host.__name__,
@@ -168,11 +187,18 @@ class _Job:
             "checkpoint": None,
             "versions": {name: _version(name) for name in PACKAGES},
         }
+        self.accepted = False  # whether the input turned out right
+
+    def rehearse(self) -> None:
+        """Build everything once, and train nothing: what is wrong is said before a long training of something else."""
+        with replaced(log, disabled=True), self._at_work():
+            self._build()
+        self.accepted = True
 
     def run(self) -> RunResult:
         """Train and test; whatever happens, leave a ``result.json``."""
         try:
-            with recbole_compat(), self._log_file():
+            with self._at_work():
                 model = self._train()
             self.result["status"] = "finished"
         except KeyboardInterrupt:
@@ -184,41 +210,67 @@ class _Job:
         finally:
             if self.directory.checkpoint.is_file():
                 self.result["checkpoint"] = self.directory.checkpoint.name
-            self.directory.write_result(self.result)
+            if self.directory.path.is_dir():
+                self.directory.write_result(self.result)
         return RunResult(self.directory.path, self.result, model)
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """RecBole's remedies and the log; wrong input leaves no directory, another error its traceback in the log."""
+        log_file = self.directory.path / "run.log"
+        try:
+            with recbole_compat(), self._log_file(log_file):
+                try:
+                    yield
+                except Exception as error:
+                    logging.getLogger().exception("the run failed")
+                    error.run_log = log_file  # type: ignore[attr-defined]
+                    raise
+        except RecplugError:
+            if not self.accepted:
+                shutil.rmtree(self.directory.path, ignore_errors=True)
+            raise
 
     def _configure(self) -> Any:
         overrides = {**self.values, "checkpoint_dir": str(self.directory.path)}
         overrides.setdefault("show_progress", sys.stderr.isatty())
         if self.folder is not None:
             overrides["data_path"] = str(self.folder.parent)
-        config = make_config(self.host, self.dataset, self.files, overrides)
+        config = make_config(self.host, self.dataset, list(self.files), overrides)
+        check_valid_metric(config["metrics"], config["topk"], config["valid_metric"])
         if self.folder is not None:
             config["data_path"] = str(self.folder)  # the folder need not be called like the data set
         for key, default in KEYS.items():
             if config[key] is None:
                 config[key] = default
-        nested = {name: {**(config[name] or {}), **self.given.get(name, {})} for name in self.names}
-        resolved = {**config.final_config_dict, **nested}
-        self.directory.write_config(resolved, self._origins(resolved, config))
+        config["features"] = {**_merged(self.files, "features"), **(self.values.get("features") or {})}
+        for name in self.names:
+            config[name] = {**_merged(self.files, name), **self.given.get(name, {})}
+        self.directory.write_config(config.final_config_dict, self._origins(config.final_config_dict))
         return config
 
-    def _origins(self, resolved: Mapping[str, Any], config: Any) -> dict[str, str]:
+    def _origins(self, resolved: Mapping[str, Any]) -> dict[str, str]:
         origins = dict.fromkeys(KEYS, "recplug")
-        for file in self.files:
-            origins |= {key: file.name for key in settings_of(file.parent, file.stem) if key in resolved}
+        for file, settings in self.files.items():
+            origins |= {key: file.name for key in settings if key in resolved}
         origins |= dict.fromkeys(self.values, "given")
         origins |= dict.fromkeys(self.given, "given")
         origins |= dict.fromkeys(("checkpoint_dir", "data_path", "dataset", "model", "device"), "the run")
         return origins
 
-    def _train(self) -> Any:
+    def _build(self) -> tuple[Any, tuple[Any, Any, Any], Any]:
+        """Configuration, data (train, valid, test) and model."""
         config = self._configure()
+        augmented: Any = augment(self.host, self.names, self.given, table=self.table)
+        check_config(augmented.recplug_host, config)
         init_seed(config["seed"], config["reproducibility"])
         dataset = create_dataset(config)
-        train_data, valid_data, test_data = data_preparation(config, dataset)
+        data = data_preparation(config, dataset)
         init_seed(config["seed"], config["reproducibility"])
-        model = augment(self.host, self.names, self.given)(config, train_data._dataset).to(config["device"])
+        return config, data, augmented(config, data[0]._dataset).to(config["device"])
+
+    def _train(self) -> Any:
+        config, (train_data, valid_data, test_data), model = self._build()
         log.info(
             "%s on %s: %s; history %s in evaluation; padding %s; %s",
             self.host.__name__,
@@ -239,6 +291,7 @@ class _Job:
         }
         trainer = self._trainer(config, model)
         hooks = manager().hook
+        self.accepted = True
         hooks.recplug_before_training(model=model, settings=self.result["settings"])
         try:
             score, best = trainer.fit(
@@ -262,6 +315,8 @@ class _Job:
             "peak_memory_bytes": _peak_memory(config["device"]),
         }
         self._leave(model)
+        if isinstance(test_data, FullSortEvalDataLoader):
+            write_ranks(model, test_data, self.directory.path / "ranks.parquet")
         return model
 
     def _trainer(self, config: Any, model: Any) -> Any:
@@ -346,10 +401,10 @@ class _Job:
         return {name: {"file": path.name, "sha256": FeatureTable.load(path).sha256} for name, path in tables.items()}
 
     @contextmanager
-    def _log_file(self) -> Iterator[None]:
+    def _log_file(self, path: Path) -> Iterator[None]:
         """Everything that RecBole and we say, in ``run.log``; the console shows our lines alone."""
         root = logging.getLogger()
-        handler = logging.FileHandler(self.directory.path / "run.log", encoding="utf-8")
+        handler = logging.FileHandler(path, encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         handler.addFilter(_without_colours)
         level = root.level

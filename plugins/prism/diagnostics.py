@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recplug.plugins.contract import Panel
+from recplug.plugins.nn import Noise
 from recplug.plugins.prism.losses import stand_ins
 from recplug.plugins.step import BLOCK
 
@@ -53,7 +54,7 @@ def response_matrix(prism: Prism, p: Tensor, valid: Tensor, mask: str) -> Tensor
         mask: what replaces the other modalities; one that was not used in training exposes experts that merely
             detect the stand-in.
     """
-    z = stand_ins(p, mask, prism.noise, valid)
+    z = stand_ins(p, mask, Noise(prism.noise.seed), valid)  # training's stream stays where it is
     full = prism.experts(p).float()  # [n, J, d]
     columns = []
     for kept in range(p.shape[1]):
@@ -90,7 +91,7 @@ def _sample(prism: Prism) -> Tensor:
     present = prism.content.present.any(dim=-1).nonzero().squeeze(-1)
     if len(present) <= ITEMS:
         return present
-    return present[prism.noise.permutation(len(present), present.device)[:ITEMS]]
+    return present[Noise(prism.noise.seed).permutation(len(present), present.device)[:ITEMS]]
 
 
 def _responses(prism: Prism, p: Tensor, ids: Tensor) -> Panel:

@@ -43,6 +43,7 @@ class Content(nn.Module):
             rows = torch.zeros(n_rows, modality.width, dtype=modality.values.dtype)
             rows[: len(modality.values)] = F.normalize(modality.values.float(), dim=-1).to(rows.dtype)
             present[: len(modality.present), index] = modality.present
+            rows[~present[:, index]] = 0.0  # a NaN stored there would come back as a gradient
             if tune:
                 self.tuned.append(nn.Parameter(rows.float()))
             else:
@@ -68,7 +69,7 @@ class Content(nn.Module):
         """``ids [r]`` to ``[r, M, d]``."""
         projected = []
         for index, (linear, norm) in enumerate(zip(self.project, self.norm, strict=True)):
-            vectors = self.rows(index)[ids].to(linear.weight.dtype)  # [r, d_m]
+            vectors = self.rows(index)[ids].to(self.absent.dtype)  # [r, d_m]
             projected.append(norm(linear(vectors)))  # [r, d]
         stacked = torch.stack(projected, dim=1)  # [r, M, d]
         return torch.where(self.present[ids].unsqueeze(-1), stacked, self.absent.to(stacked.dtype))
@@ -123,8 +124,8 @@ class Experts(nn.Module):
             nn.init.uniform_(tensor, -1 / math.sqrt(self.hidden), 1 / math.sqrt(self.hidden))
 
     def forward(self, p: Tensor) -> Tensor:
-        """``p [r, M, d]`` to ``[r, J, d]``."""
-        first = p.flatten(1) @ self.w1.flatten(0, 1)  # [r, J*h]
+        """``p [..., M, d]`` to ``[..., J, d]``."""
+        first = p.flatten(-2) @ self.w1.flatten(0, 1)  # [..., J*h]
         return self._second(first.unflatten(-1, (self.n_experts, self.hidden)))
 
     def masked(self, p: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -225,5 +226,5 @@ class EqualMlp(nn.Module):
         self.layers = nn.Sequential(nn.Linear(modalities * width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
     def forward(self, p: Tensor) -> Tensor:
-        """``[r, M, d]`` to ``[r, d]``."""
-        return self.layers(p.flatten(1))
+        """``[..., M, d]`` to ``[..., d]``."""
+        return self.layers(p.flatten(-2))

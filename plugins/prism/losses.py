@@ -33,7 +33,8 @@ def stand_ins(p: Tensor, kind: str, noise: Noise, valid: Tensor) -> Tensor:
     if kind == "gaussian":
         return noise.normal(p)
     if kind == "shuffle":
-        return p[noise.permutation(p.shape[0], p.device)]
+        place = (valid.cumsum(0) - 1).clamp(min=0)  # the k-th valid row takes the k-th of their random order
+        return p[valid_first(valid, noise)[place]]
     weight = valid.to(p.dtype)[:, None, None]  # [n, 1, 1]
     total = weight.sum().clamp(min=1.0)
     mean = (p * weight).sum(dim=0, keepdim=True) / total  # [1, M, d]
@@ -41,6 +42,12 @@ def stand_ins(p: Tensor, kind: str, noise: Noise, valid: Tensor) -> Tensor:
         return mean.expand_as(p)
     deviation = (((p - mean) ** 2 * weight).sum(dim=0, keepdim=True) / total).sqrt()  # [1, M, d]
     return mean + deviation * noise.normal(p)
+
+
+def valid_first(valid: Tensor, noise: Noise) -> Tensor:
+    """``[n]``: a random order of the rows in which those of ``valid [n]`` come first."""
+    order = noise.permutation(len(valid), valid.device)
+    return order[torch.argsort((~valid[order]).to(torch.uint8), stable=True)]
 
 
 def interaction_losses(

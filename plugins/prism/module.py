@@ -11,11 +11,11 @@ from recplug.plugins.contract import Augmentation, Modality, Panel, Role
 from recplug.plugins.errors import RecplugError
 from recplug.plugins.nn import Noise
 from recplug.plugins.prism.fusion import Content, EqualMlp, Experts, Gate
-from recplug.plugins.prism.losses import interaction_losses, stand_ins
+from recplug.plugins.prism.losses import interaction_losses, stand_ins, valid_first
 from recplug.plugins.prism.settings import PrismSettings
 from recplug.plugins.step import Step
 
-PerItem = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
+PerItem = Callable[[Tensor], tuple[Tensor, ...]]
 
 
 class Prism(Augmentation):
@@ -48,6 +48,8 @@ class Prism(Augmentation):
         ``forward(rows [B, L, d], ids [B, L])`` to ``[B, L, d]``; ``rows [n, d], ids [n]`` to ``[n, d]``.
     """
 
+    edges: Tensor
+
     def __init__(
         self,
         *,
@@ -69,6 +71,8 @@ class Prism(Augmentation):
         self.padding_id = padding_id
         self.mask_id = mask_id
         self.roles = frozenset({"input", "candidate"} if settings.candidates == "fused" else {"input"})
+        by_item = settings.fusion == "item" or settings.block != "experts"
+        self.by_item = frozenset({"input", "candidate"} if by_item else {"candidate"})
         self.noise = Noise(seed)
         self.choice = Noise(seed + 1)
         self.content = Content(
@@ -105,7 +109,7 @@ class Prism(Augmentation):
         """Draw every layer anew."""
         for module in self.modules():
             if module is not self and hasattr(module, "reset_parameters"):
-                module.reset_parameters()
+                module.reset_parameters()  # type: ignore[operator]
         with torch.no_grad():
             self.scale.fill_(self.settings.scale)
 
@@ -119,12 +123,13 @@ class Prism(Augmentation):
         """The item seam: ``rows [*ids.shape, d]`` to the same shape."""
         if role not in self.roles:
             return rows
-        if self.settings.fusion == "sequence_pooled" and self.settings.block == "experts":
-            return rows if sequence is None else self._fuse_pooled(rows, ids)
-        if self.settings.fusion == "user" and sequence is not None and self.settings.block == "experts":
-            return self._fuse_by_user(rows, ids)
-        (content,) = self._lookup("fused", ids, self._fused_items, rows)
-        return rows + content
+        if role not in self.by_item and sequence is not None:
+            return (
+                self._fuse_pooled(rows, ids)
+                if self.settings.fusion == "sequence_pooled"
+                else self._fuse_by_user(rows, ids)
+            )
+        return rows + self._fused_items(ids, rows)
 
     def real(self, ids: Tensor) -> Tensor:
         """``[*ids.shape]`` bool: neither padding nor mask."""
@@ -133,32 +138,28 @@ class Prism(Augmentation):
 
     def projections(self, ids: Tensor) -> Tensor:
         """``[*ids.shape, M, d]``: projected content, each item once a step."""
-        if self.step is None:
-            return self.content(ids.reshape(-1)).unflatten(0, ids.shape)
-        return self.step.lookup("projections", ids, self.content)[0]
+        return self._per_item("projections", ids, lambda r: (self.content(r),))[0]
 
-    def _lookup(self, key: str, ids: Tensor, compute: PerItem, rows: Tensor) -> tuple[Tensor, ...]:
-        """``compute(ids [r], id_rows [r, d])``, once an item and step; alone where no adapter is at work."""
-        step = self.step
-        if step is None:
-            values = compute(ids.reshape(-1), rows.reshape(-1, self.width))
-            return tuple(v.unflatten(0, ids.shape) for v in values)
-        return step.lookup(key, ids, lambda r: compute(r, step.table("items")[r]))
+    def _per_item(self, key: str, ids: Tensor, compute: PerItem) -> tuple[Tensor, ...]:
+        """``compute(ids [r])`` for each item once a step; for every id where no adapter is at work."""
+        if self.step is not None:
+            return self.step.lookup(key, ids, compute)
+        return tuple(values.unflatten(0, ids.shape) for values in compute(ids.reshape(-1)))
 
-    def _fused_items(self, ids: Tensor, id_rows: Tensor) -> tuple[Tensor]:
-        """``s e^m`` with the item's own row as the gate's context: ``[r]``, ``[r, d]`` to ``[r, d]``."""
-        p = self.projections(ids)  # [r, M, d]
+    def _fused_items(self, ids: Tensor, rows: Tensor) -> Tensor:
+        """``s e^m`` with the item's own row as the gate's context: ``[..., d]`` to ``[..., d]``."""
+        p = self.projections(ids)  # [..., M, d]
         if self.settings.block == "sum":
-            mixed = p.sum(dim=1)
+            mixed = p.sum(dim=-2)
         elif self.control is not None:
             mixed = self.control(p)
         else:
-            e = self.experts(p)  # [r, J, d]
-            w = self.gate(self.gate.items(e) + self.gate.contexts(id_rows))  # [r, J]
-            mixed = torch.einsum("rj,rjd->rd", w, e)
-        return (self._weighted(mixed, p),)
+            e = self.experts(p)  # [..., J, d]
+            w = self.gate(self.gate.items(e) + self.gate.contexts(rows))  # [..., J]
+            mixed = torch.einsum("...j,...jd->...d", w, e)
+        return self._weighted(mixed, p)
 
-    def _expert_items(self, ids: Tensor, id_rows: Tensor) -> tuple[Tensor, ...]:
+    def _expert_items(self, ids: Tensor) -> tuple[Tensor, ...]:
         """Experts, their part of the gate, and the plain sum: ``[r, J, d]``, ``[r, 2d]``, ``[r, d]``."""
         p = self.projections(ids)  # [r, M, d]
         e = self.experts(p)
@@ -170,7 +171,7 @@ class Prism(Augmentation):
         real = self.real(ids)  # [B, L]
         context = self.gate.contexts(masked_mean(rows, real))  # [B, 2d]
         if ids.device.type != "cpu":
-            e, first, *plain = self._lookup("experts", ids, self._expert_items, rows)
+            e, first, *plain = self._per_item("experts", ids, self._expert_items)
             if self.settings.granularity == "sequence":
                 first = masked_mean(first, real).unsqueeze(1)  # [B, 1, 2d]
             w = self.gate(first + context.unsqueeze(1))  # [B, L | 1, J]
@@ -178,7 +179,7 @@ class Prism(Augmentation):
             return rows + self._weighted(mixed, plain[0].unsqueeze(-2) if plain else None)
         # Most positions are padding. Where counting them costs nothing they are left out, on the CPU that is.
         user, place = real.nonzero(as_tuple=True)  # [n]
-        e, first, *plain = self._lookup("experts", ids[user, place], self._expert_items, rows[user, place])
+        e, first, *plain = self._per_item("experts", ids[user, place], self._expert_items)
         if self.settings.granularity == "sequence":
             sums = first.new_zeros(len(ids), first.shape[-1]).index_add(0, user, first)
             first = (sums / real.sum(dim=1, keepdim=True).clamp(min=1))[user]
@@ -203,9 +204,14 @@ class Prism(Augmentation):
 
     # -- losses
 
+    @property
+    def interacts(self) -> bool:
+        """Whether there are interaction losses: they are on, and there are modalities between which to interact."""
+        return self.settings.interaction and len(self.names) > 1
+
     def losses(self, step: Step) -> dict[str, Tensor]:
         """Weighted uniqueness losses (one a modality), synergy and redundancy (eq. 9)."""
-        if not self.settings.interaction or len(self.names) < 2:
+        if not self.interacts:
             return {}
         level = {
             "item": self._loss_on_items,
@@ -216,6 +222,8 @@ class Prism(Augmentation):
 
     def interaction_losses(self, ids: Tensor) -> dict[str, Tensor]:
         """The weighted losses on items ``ids [n]``, for a training loop without an adapter."""
+        if not self.interacts:
+            return {}
         return self._weigh(self._terms(self.projections(ids), self.content.complete(ids) & self.real(ids)))
 
     def _terms(self, p: Tensor, valid: Tensor) -> dict[str, Tensor]:
@@ -225,9 +233,9 @@ class Prism(Augmentation):
 
     def _loss_on_items(self, step: Step) -> dict[str, Tensor]:
         ids = step.asked()
-        valid = self.content.complete(ids) & self.real(ids)
+        valid = self.content.complete(ids) & self.real(ids) & step.first_asked()
         if ids.numel() > self.settings.loss_items:
-            kept = self.noise.permutation(ids.numel(), ids.device)[: self.settings.loss_items]
+            kept = valid_first(valid, self.noise)[: self.settings.loss_items]
             ids, valid = ids[kept], valid[kept]
         return self._terms(self.projections(ids), valid)
 
@@ -253,6 +261,8 @@ class Prism(Augmentation):
             p = self.projections(ids)
             valid = self.content.complete(ids) & self.real(ids)
             full, masked = self.experts.masked(p, stand_ins(p, self.settings.mask, self.noise, valid))
+            # An item that lacks a modality says nothing of interactions: no mask touches it.
+            masked = torch.where(valid[:, None, None, None], masked, full.unsqueeze(2))
             return torch.cat([full.unsqueeze(2), masked], dim=2)  # [r, J, 1+M, d]
 
         encoded: dict[tuple[int, int], Tensor] = {}
@@ -275,16 +285,17 @@ class Prism(Augmentation):
         )  # [B, J, 1+M, d]
         real_rows = self.real(step.all_ids()).unsqueeze(-1)
         table = step.candidates().detach().float() * real_rows  # [n_rows, d]
-        terms = interaction_losses(
-            outputs[:, :, 0],
-            outputs[:, :, 1:],
-            valid=torch.ones(len(outputs), dtype=torch.bool, device=outputs.device),
-            triplet=self.settings.triplet,
-            margin=self.settings.margin,
-            gram=table.T @ table,
-        )
+        with torch.autocast(outputs.device.type, enabled=False):  # products of the Gram matrix in float32
+            terms = interaction_losses(
+                outputs[:, :, 0],
+                outputs[:, :, 1:],
+                valid=torch.ones(len(outputs), dtype=torch.bool, device=outputs.device),
+                triplet=self.settings.triplet,
+                margin=self.settings.margin,
+                gram=table.T @ table,
+            )
         weight = outputs.new_zeros(n_experts).float()
-        weight[list(chosen)] = n_experts / len(chosen)
+        weight[chosen.start : chosen.stop] = n_experts / len(chosen)
         return {
             "unique": terms["unique"] * weight[:modalities],
             "synergy": terms["synergy"] * weight[modalities],

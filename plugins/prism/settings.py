@@ -24,8 +24,8 @@ class PrismSettings(PluginSettings):
         paper="w, eq. (10)",
     )
     candidates: Literal["id", "fused"] = setting(
-        "id",
-        "What is scored against: the backbone's own item rows, or the fused ones (needed for items without history).",
+        "fused",
+        "What is scored against: the fused item rows (which items without history need), or the backbone's own ones.",
         paper="P, eq. (2)",
         search=["id", "fused"],
     )
@@ -70,14 +70,14 @@ class PrismSettings(PluginSettings):
     gate_dropout: float = setting(0.3, "Dropout inside the gate.", paper="code", ge=0, lt=1)
     temperature: float = setting(0.7, "Temperature of the gate's softmax.", paper="τ, code", search=(0.3, 2.0), gt=0)
     scale: float = setting(
-        0.1, "Initial weight s of the fused content beside the item's row.", paper="ours", search=[0.05, 0.1, 0.5, 1.0]
+        1.0, "Initial weight s of the fused content beside the item's row.", paper="ours", search=[0.05, 0.1, 0.5, 1.0]
     )
     learn_scale: bool = setting(True, "Whether s is trained.", paper="ours")
     residual: bool = setting(
         False, "Add the sum of the projections to the item's row as well (the authors' code does).", paper="code"
     )
     tune_features: bool = setting(False, "Train the content vectors too, in float32 (the authors' code does).")
-    loss_items: int = setting(4096, "At most so many items of a batch enter the item-level losses.", ge=2)
+    loss_items: int = setting(1024, "At most so many items of a batch enter the item-level losses.", ge=2)
     modalities: tuple[str, ...] = setting((), "Which feature tables to use; empty: all that the data set has.")
 
     @model_validator(mode="after")
@@ -86,7 +86,7 @@ class PrismSettings(PluginSettings):
         if any(w < 0 for w in weights):
             raise ValueError("lambda_unique must not be negative")
         if self.fusion == "sequence_pooled" and self.candidates == "fused":
-            raise ValueError("fusion 'sequence_pooled' knows no item on the candidate side; use candidates 'id'")
+            raise ValueError("fusion 'sequence_pooled' knows no item on the candidate side; set candidates to 'id'")
         if self.loss_level == "sequence_pooled" and self.fusion != "sequence_pooled":
             raise ValueError("loss_level 'sequence_pooled' belongs to fusion 'sequence_pooled'")
         if self.loss_level == "prediction" and self.fusion == "sequence_pooled":

@@ -1,1 +1,26 @@
-"""recplug."""
+"""The contract tests that every plugin passes, with toy backbones and data whose answer is known.
+
+In a plugin's own test suite one line is enough::
+
+    check_plugin(plugin)
+"""
+
+from recplug.plugins.testing.case import Case, cases
+from recplug.plugins.testing.contract import check_plugin
+from recplug.plugins.testing.known_answer import Planted, planted_modalities
+from recplug.plugins.testing.rules import CHECKS, BrokenContract
+from recplug.plugins.testing.toys import HOSTS, ToyGraph, ToyHost, ToySequence
+
+__all__ = [
+    "CHECKS",
+    "HOSTS",
+    "BrokenContract",
+    "Case",
+    "Planted",
+    "ToyGraph",
+    "ToyHost",
+    "ToySequence",
+    "cases",
+    "check_plugin",
+    "planted_modalities",
+]

@@ -1,9 +1,9 @@
 """A tiny data set, and RecBole models on it: what the tests of the adapter share."""
 
 import copy
-import math
 import random
 
+import numpy as np
 import pytest
 import torch
 
@@ -134,14 +134,7 @@ def tiny(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def compat():
-    """RecBole's remedies for the whole session of these tests, and as it was afterwards."""
-    with recbole_compat():
-        yield
-
-
-@pytest.fixture(scope="session")
-def data(tiny, compat, tmp_path_factory):
+def data(tiny, tmp_path_factory):
     """``data(model, **config)``: (config, train, valid, test), as RecBole's quick start makes them; made once."""
     from recbole.data import create_dataset, data_preparation
     from recbole.utils import init_seed
@@ -161,10 +154,11 @@ def data(tiny, compat, tmp_path_factory):
             overrides["pre_model_path"] = str(pretrained[0])
         key = (model, repr(sorted(overrides.items(), key=lambda item: item[0])))
         if key not in made:
-            config = make_config(model, "tiny", [], overrides)
-            init_seed(config["seed"], config["reproducibility"])
-            dataset = create_dataset(config)
-            made[key] = (config, *data_preparation(config, dataset))
+            with recbole_compat():
+                config = make_config(model, "tiny", [], overrides)
+                init_seed(config["seed"], config["reproducibility"])
+                dataset = create_dataset(config)
+                made[key] = (config, *data_preparation(config, dataset))
         return made[key]
 
     return prepare
@@ -184,7 +178,8 @@ def build(data):
         if plugins is not None:
             host = augment(host, plugins, settings, table=table)
         init_seed(config["seed"], config["reproducibility"])
-        return config, host(config, train.dataset), train, valid, test
+        with recbole_compat():
+            return config, host(config, train.dataset), train, valid, test
 
     return make
 
@@ -198,8 +193,11 @@ def batch_of():
 
     def batch(loader):
         if id(loader) not in first:
-            init_seed(5, True)
-            found = next(iter(loader))
+            states = random.getstate(), np.random.get_state()
+            with torch.random.fork_rng():
+                init_seed(5, True)
+                found = next(iter(loader))
+            random.setstate(states[0]), np.random.set_state(states[1])
             first[id(loader)] = loader, found[0] if isinstance(found, tuple) else found
         return copy.deepcopy(first[id(loader)][1])
 
@@ -207,12 +205,6 @@ def batch_of():
 
 
 @pytest.fixture(scope="session")
-def difference():
-    """``difference(a, b)``: the largest distance of two tensors, relative to the larger of their largest values."""
-
-    def relative(a, b):
-        scale = max(a.abs().max().item(), b.abs().max().item(), 1e-12)
-        worst = (a - b).abs().max().item() / scale
-        return math.inf if math.isnan(worst) else worst
-
-    return relative
+def past():
+    """Every user's items, by token, in time order."""
+    return {f"u{user}": [f"i{item}" for item in items] for user, items in enumerate(histories())}

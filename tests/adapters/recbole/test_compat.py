@@ -297,3 +297,47 @@ def test_a_run_trains_saves_and_tests(tmp_path, monkeypatch, model, settings):
         saved = torch.load(trainer.saved_model_file)
     assert type(saved["config"]) is Config
     assert os.path.dirname(trainer.saved_model_file).endswith("saved")
+
+
+ANOMALY = """
+import torch
+from recplug.adapters.recbole.compat import recbole_compat
+torch.autograd.set_detect_anomaly({before})
+with recbole_compat():
+    import recbole.model.sequential_recommender.sasrec
+    inside = torch.is_anomaly_enabled()
+print(inside, torch.is_anomaly_enabled())
+"""
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_importing_sine_does_not_switch_anomaly_detection_on(before):
+    """A fresh process, where SINE is not imported yet: what the caller had stays, inside and after."""
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", ANOMALY.format(before=before)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout.split() == [str(before), str(before)]
+
+
+def test_sine_does_switch_it_on_without_the_remedy():
+    code = "import torch, recbole.model.sequential_recommender.sasrec; print(torch.is_anomaly_enabled())"
+    run = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["True"]
+
+
+def test_a_checkpoint_is_replaced_whole_or_not_at_all(tmp_path):
+    file = tmp_path / "model.pth"
+
+    class Unpicklable:
+        def __reduce__(self):
+            raise RuntimeError("full disk")
+
+    with recbole_compat():
+        torch.save({"epoch": 1}, file)
+        with pytest.raises(RuntimeError, match="full disk"):
+            torch.save({"epoch": 2, "broken": Unpicklable()}, file)
+        assert torch.load(file)["epoch"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pth"]

@@ -1,0 +1,223 @@
+"""``recplug features import`` and ``inspect``."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import importlib.util
+from collections import Counter
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from recplug.adapters.cli.common import say
+
+if TYPE_CHECKING:
+    from recplug.adapters.features import FeatureTable
+
+app = typer.Typer(help="Feature tables: one content vector an item, by item token.", rich_markup_mode=None)
+QUERIES, NEIGHBOURS = 3, 3
+
+Dataset = Annotated[str | None, typer.Option("--dataset", help="The data set whose items the vectors are of.")]
+DataPath = Annotated[
+    Path | None, typer.Option("--data_path", help="Folder that holds the data set, as in run_recbole.")
+]
+
+
+class Source(str, Enum):
+    """File formats of other tools."""
+
+    npy = "npy"
+    npz = "npz"
+    mmrec = "mmrec"
+    parquet = "parquet"
+
+
+@app.command("import")
+def import_(
+    path: Annotated[Path, typer.Argument(help="The file; with mmrec also the data set's folder.")],
+    source: Annotated[Source, typer.Option("--from", help="What the file is.")],
+    modality: Annotated[str, typer.Option("--modality", help="image, text, audio, ...")],
+    dataset: Dataset = None,
+    data_path: DataPath = None,
+    output: Annotated[Path | None, typer.Option("--output", help="Default: DATASET.MODALITY.safetensors.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output file that exists.")] = False,
+    tokens: Annotated[
+        Path | None,
+        typer.Option(
+            "--tokens", help="npy: item tokens in row order, one a line, or a .tsv, .csv or .item with header."
+        ),
+    ] = None,
+    positional: Annotated[
+        bool, typer.Option("--positional", help="npy, npz, mmrec: the items' tokens are the row numbers 0, 1, 2, ...")
+    ] = False,
+    mapping: Annotated[
+        Path | None, typer.Option("--mapping", help="mmrec: default i_id_mapping.csv beside the matrix.")
+    ] = None,
+    features_array: Annotated[str, typer.Option("--features_array", help="npz: the matrix.")] = "features",
+    tokens_array: Annotated[str, typer.Option("--tokens_array", help="npz: the item tokens.")] = "tokens",
+    token_column: Annotated[
+        str | None, typer.Option("--token_column", help="parquet: default the only text column.")
+    ] = None,
+    feature_columns: Annotated[
+        str | None, typer.Option("--feature_columns", help="parquet: A,B,C; default the only list, or all floats.")
+    ] = None,
+    encoder: Annotated[str, typer.Option("--encoder", help="What made the vectors.")] = "unknown",
+    revision: Annotated[str, typer.Option("--revision", help="Its version.")] = "unknown",
+    pooling: Annotated[str, typer.Option("--pooling", help="How many vectors became one.")] = "unknown",
+    licence: Annotated[str, typer.Option("--licence", help="Under which terms.")] = "unknown",
+    citation: Annotated[str, typer.Option("--source", help="Citation or address.")] = "unknown",
+) -> None:
+    """Make a feature table from another tool's file. A row of zeros means no vector.
+
+    recplug features import --from npy image.npy --tokens items.txt --modality image --dataset NAME --data_path DIR
+    """
+    from recplug.adapters.data import locate
+    from recplug.adapters.features import Provenance, from_mmrec, from_npy, from_npz, from_parquet
+    from recplug.plugins.errors import RecplugError
+
+    only_for = {
+        "--tokens": (tokens, "npy"),
+        "--mapping": (mapping, "mmrec"),
+        "--token_column": (token_column, "parquet"),
+    }
+    only_for["--feature_columns"] = (feature_columns, "parquet")
+    for option, (given, kind) in only_for.items():
+        if given is not None and source.value != kind:
+            raise RecplugError(f"{option} belongs to --from {kind}, not to --from {source.value}; leave it out")
+    if positional and source is Source.parquet:
+        raise RecplugError(
+            "a Parquet file names its items; leave --positional out, or name the column by --token_column"
+        )
+    folder = locate(dataset, data_path) if dataset else None
+    if output is None:
+        if dataset is None:
+            raise RecplugError("no place for the table; give --output FILE, or --dataset NAME")
+        name = f"{dataset}.{modality}.safetensors"
+        output = folder / name if folder is not None and data_path is not None else Path(name)
+    if output.exists() and not overwrite:
+        raise RecplugError(f"{output} exists; add --overwrite, or choose another --output")
+    origin = Provenance(encoder=encoder, revision=revision, pooling=pooling, licence=licence, source=citation)
+    if source is Source.npy:
+        if tokens is None and not positional:
+            raise RecplugError(
+                "no item tokens; give --tokens FILE, or --positional if the items are named 0, 1, 2, ..."
+            )
+        table = from_npy(path, tokens, modality, positional=positional, provenance=origin)
+    elif source is Source.npz:
+        table = from_npz(
+            path, modality, features=features_array, tokens=tokens_array, positional=positional, provenance=origin
+        )
+    elif source is Source.mmrec:
+        table = from_mmrec(path, modality, mapping=mapping, positional=positional, provenance=origin)
+    else:
+        columns = feature_columns.split(",") if feature_columns else None
+        table = from_parquet(path, modality, token_column=token_column, feature_columns=columns, provenance=origin)
+    covered = table.coverage(_item_tokens(dataset, data_path)) if dataset else None
+    table.save(output)
+    left_out = table.metadata.get("left_out", "nothing")
+    say(f"{output}: {len(table.tokens):,} items, {table.features.shape[1]} wide; left out: {left_out}")
+    if covered:
+        say(str(covered))
+    if folder is None or output.resolve().parent != folder.resolve():
+        say(f"use it with: run_recbole --dataset {dataset or 'NAME'} --features.{modality} {output}")
+
+
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A feature table, DATASET.MODALITY.safetensors.")],
+    dataset: Dataset = None,
+    data_path: DataPath = None,
+) -> None:
+    """What a feature table holds: shape, origin, coverage, lengths, duplicates, nearest neighbours."""
+    from recplug.adapters.features import FeatureTable
+
+    table = FeatureTable.load(file)
+    dtype = str(table.features.dtype).removeprefix("torch.")
+    say(f"{table.modality}: {len(table.tokens):,} items x {table.features.shape[1]}, {dtype}")
+    for key, value in table.metadata.items():
+        say(f"{key}: {value}")
+    if dataset:
+        say(f"coverage of {dataset}: {table.coverage(_item_tokens(dataset, data_path))}")
+    norms = table.features.float().norm(dim=1)
+    say(f"lengths: {norms.min():.3f} to {norms.max():.3f}, median {norms.median():.3f}")
+    counts = Counter(row.tobytes() for row in table.features.numpy())
+    shared = sum(count for count in counts.values() if count > 1)
+    say(f"duplicates: {shared:,} items share their vector with another" if shared else "duplicates: none")
+    for line in _neighbours(table, _texts(dataset, data_path) if dataset else {}):
+        say(line)
+
+
+def _neighbours(table: FeatureTable, texts: dict[str, str]) -> list[str]:
+    """The nearest items, by cosine, of a few items spread over the table."""
+    import torch.nn.functional as F
+
+    rows = F.normalize(table.features.float(), dim=1)  # [n, d]
+    lines = []
+    for query in sorted({round(i * (len(rows) - 1) / QUERIES) for i in range(QUERIES)}):
+        cosines = rows @ rows[query]  # [n]
+        cosines[query] = -2.0
+        best = cosines.topk(min(NEIGHBOURS, len(rows) - 1))
+        lines.append(f"nearest to {_named(table.tokens[query], texts)}")
+        for cosine, row in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+            lines.append(f"    {cosine:.3f}  {_named(table.tokens[row], texts)}")
+    return lines
+
+
+def _named(token: str, texts: dict[str, str]) -> str:
+    return f"{token}  {texts[token][:70]}" if token in texts else token
+
+
+def _folder(dataset: str, data_path: Path | None) -> Path:
+    from recplug.adapters.data import locate
+    from recplug.plugins.errors import RecplugError
+
+    folder = locate(dataset, data_path)
+    if folder is not None:
+        return folder
+    recbole = importlib.util.find_spec("recbole")
+    if recbole is None or recbole.origin is None:
+        raise RecplugError(f"{dataset} comes with RecBole, which is not installed; see: recplug doctor")
+    return Path(recbole.origin).parent / "dataset_example" / dataset
+
+
+def _item_tokens(dataset: str, data_path: Path | None) -> list[str]:
+    """Padding, and every item of the data set's interactions, before RecBole's filters."""
+    from recplug.adapters.data.checking import settings_of
+
+    folder = _folder(dataset, data_path)
+    item = settings_of(folder, dataset).get("ITEM_ID_FIELD") or "item_id"
+    name = glob.escape(dataset)
+    files = sorted({*folder.glob(f"{name}.inter"), *folder.glob(f"{name}.*.inter")})
+    return ["[PAD]", *dict.fromkeys(token for file in files for (token,) in _columns(file, item) if token)]
+
+
+def _texts(dataset: str, data_path: Path | None) -> dict[str, str]:
+    """The first text column of ``DATASET.item`` by item token, where there is one."""
+    file = _folder(dataset, data_path) / f"{dataset}.item"
+    if not file.is_file():
+        return {}
+    with open(file, encoding="utf-8") as lines:
+        fields = [cell.partition(":") for cell in lines.readline().rstrip("\n").split("\t")]
+    text = next((name for name, _, kind in fields if kind == "token_seq"), None)
+    return {row[0]: row[1] for row in _columns(file, fields[0][0], text)} if text else {}
+
+
+def _columns(file: Path, *wanted: str) -> list[tuple[str, ...]]:
+    """Some fields of an atomic file; empty where a row is too short."""
+    from recplug.plugins.errors import RecplugError, did_you_mean
+
+    try:
+        with open(file, encoding="utf-8", newline="") as lines:
+            rows = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+            fields = [cell.partition(":")[0] for cell in next(rows, [])]
+            for field in wanted:
+                if field not in fields:
+                    hint = did_you_mean(field, fields) or f"; it has: {', '.join(fields)}"
+                    raise RecplugError(f"{file} has no field '{field}'{hint}")
+            places = [fields.index(field) for field in wanted]
+            return [tuple(row[place] if place < len(row) else "" for place in places) for row in rows]
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecplugError(f"cannot read {file}: {error}; it must be tab-separated UTF-8") from None

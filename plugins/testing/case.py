@@ -1,0 +1,182 @@
+"""One plugin with its settings on one toy backbone, over a data set that has every oddity on purpose."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recplug.plugins.contract import Context, Modality, Plugin
+from recplug.plugins.errors import RecplugError
+from recplug.plugins.settings import PluginSettings, parse_settings
+from recplug.plugins.step import Batch
+from recplug.plugins.testing.rules import require
+from recplug.plugins.testing.toys import HOSTS, Toy, ToyHost
+
+N_USERS, N_ITEMS, LENGTH = 8, 23, 6
+OFFERED = frozenset({"items", "tables", "losses"})
+
+
+@dataclass(frozen=True)
+class Case:
+    """A plugin, its settings and the name of a toy backbone (:data:`HOSTS`)."""
+
+    plugin: Plugin
+    settings: PluginSettings
+    host: str
+
+    def __str__(self) -> str:
+        return f"{self.plugin.name} on {self.host}"
+
+    def backbone(self) -> Toy:
+        """The bare toy, the same at every call."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            return HOSTS[self.host](N_USERS, N_ITEMS)
+
+    def modalities(self) -> dict[str, Modality]:
+        """Content of different widths and precisions; item 3 lacks the first, item 5 the second, item 7 all."""
+        generator = torch.Generator("cpu").manual_seed(2)
+        names = ["image", "text", "audio", "video"][: max(2, self.plugin.requirements(self.settings).modalities)]
+        found = {}
+        for index, name in enumerate(names):
+            present = torch.ones(N_ITEMS, dtype=torch.bool, device="cpu")
+            present[[0, 3 + 2 * index, 7]] = False
+            values = torch.randn(N_ITEMS, 5 + 3 * index, generator=generator, device="cpu")
+            values = (values * present.unsqueeze(1)).to(torch.float16 if index else torch.float32)
+            found[name] = Modality(name, values, present)
+        return found
+
+    def edges(self) -> Tensor:
+        """``[2, n]`` training interactions (user, item)."""
+        generator = torch.Generator("cpu").manual_seed(3)
+        users = torch.arange(1, N_USERS, device="cpu").repeat_interleave(4)
+        return torch.stack([users, torch.randint(1, N_ITEMS, (len(users),), generator=generator, device="cpu")])
+
+    def batch(self) -> Batch:
+        """Histories of different lengths, with items that lack content; the targets are distinct."""
+        generator = torch.Generator("cpu").manual_seed(4)
+        lengths = torch.tensor([LENGTH, 3, 1, 4], device="cpu")
+        sequence = torch.randint(1, N_ITEMS, (len(lengths), LENGTH), generator=generator, device="cpu")
+        sequence[0, :3] = torch.tensor([3, 5, 7], device="cpu")
+        places = torch.arange(LENGTH, device="cpu")
+        order = 1 + torch.randperm(N_ITEMS - 1, generator=generator, device="cpu")
+        return Batch(
+            users=torch.arange(1, 1 + len(lengths), device="cpu"),
+            positives=order[:4],
+            negatives=order[4:8],
+            sequence=torch.where(places < lengths.unsqueeze(1), sequence, 0),
+            lengths=lengths,
+        )
+
+    def build(
+        self,
+        *,
+        backbone: Toy | None = None,
+        modalities: Mapping[str, Modality] | None = None,
+        edges: Tensor | None = None,
+    ) -> ToyHost:
+        """The augmented toy, as an adapter builds it: in a forked random state, seeded with the run's seed."""
+        backbone = backbone or self.backbone()
+        context = Context(
+            host=self.host,
+            family=backbone.family,
+            n_users=N_USERS,
+            n_items=N_ITEMS,
+            n_rows={"items": backbone.items.num_embeddings},
+            width={"items": backbone.items.embedding_dim},
+            edges=self.edges() if edges is None else edges,
+            modalities=self.modalities() if modalities is None else modalities,
+            mask_id=backbone.mask_id,
+            steps_per_epoch=3,
+            device=torch.device("cpu"),
+            seed=5,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(context.seed)
+            augmentation = self.plugin.build(self.settings, context)
+        return ToyHost(backbone, {self.plugin.name: augmentation}, context)
+
+    def at_identity(self) -> Case:
+        """The same case at the settings at which the plugin adds nothing."""
+        values = {**self.settings.model_dump(exclude_unset=True), **self.plugin.identity}
+        return replace(self, settings=parse_settings(self.plugin.name, self.plugin.settings, values))
+
+
+def cases(plugin: Plugin, settings: Mapping[str, Any] | None = None, hosts: Iterable[str] = tuple(HOSTS)) -> list[Case]:
+    """The toy backbones that a plugin fits, with validated settings.
+
+    Args:
+        plugin: the plugin.
+        settings: given settings; others take their defaults.
+        hosts: names in :data:`HOSTS`; those of a family that the plugin does not declare are left out.
+
+    Raises:
+        RecplugError: if a setting is wrong, or the toys cannot offer what the plugin requires.
+    """
+    parsed = parse_settings(plugin.name, plugin.settings, settings or {})
+    needs = plugin.requirements(parsed)
+    if missing := sorted(needs.seams - OFFERED):
+        raise RecplugError(f"the toy hosts do not offer {missing}, on which {plugin.name} acts")
+    if needs.factors or needs.second_domain == "required":
+        raise RecplugError(f"the toy data have neither factors nor a second domain, which {plugin.name} requires")
+    fitting = [Case(plugin, parsed, host) for host in hosts]
+    fitting = [case for case in fitting if case.backbone().family in needs.families]
+    fitting = [case for case in fitting if case.backbone().family == "sequential" or not needs.backbone_in_loss]
+    if not fitting:
+        raise RecplugError(
+            f"none of the toy hosts is of a family that {plugin.name} declares: {sorted(needs.families)}"
+        )
+    return fitting
+
+
+def step_loss(host: ToyHost, batch: Batch) -> Tensor:
+    """The loss of one training step, with the host's dropout from a fixed seed."""
+    torch.manual_seed(6)
+    return host.train().loss(batch)
+
+
+def trained(host: ToyHost, batch: Batch) -> ToyHost:
+    """``host`` after two steps of training, with an evaluation between them."""
+    optimiser = torch.optim.SGD(host.parameters(), lr=0.5)
+    for _ in range(2):
+        optimiser.zero_grad()
+        step_loss(host, batch).backward()
+        optimiser.step()
+        host.scores(batch)
+    return host
+
+
+def same_future(host: ToyHost, other: ToyHost, batch: Batch) -> str:
+    """Whether two hosts score alike and take the same next step; what differs, or an empty string."""
+    if not torch.equal(host.scores(batch), other.scores(batch)):
+        return "the scores differ"
+    # Both take the step on copies: the question must not move their noise.
+    losses = [step_loss(copy.deepcopy(one), batch) for one in (host, other)]
+    return "" if torch.equal(*losses) else "the next step's losses differ (is the noise's position kept?)"
+
+
+def finite(host: ToyHost, loss: Tensor, batch: Batch) -> None:
+    """The loss, its gradients and the scores are finite."""
+    require(loss.isfinite(), "the loss is not finite")
+    loss.backward()
+    for name, parameter in host.named_parameters():
+        require(parameter.grad is None or parameter.grad.isfinite().all(), f"the gradient of {name} is not finite")
+    require(host.scores(batch).isfinite().all(), "a score is not finite")
+
+
+def snapshot(host: ToyHost) -> dict[str, Tensor]:
+    """Every tensor of the state dict, and the position of every generator, that one module holds."""
+    found: dict[str, Tensor] = {}
+    for path, module in host.named_modules():
+        held = {**vars(module), **module._parameters, **module._buffers}
+        for name, value in held.items():
+            if isinstance(value, Tensor):
+                found[f"{path}.{name}"] = value.detach().clone()
+            if isinstance(value, torch.Generator):
+                found[f"{path}.{name}"] = value.get_state()
+    return found

@@ -1,0 +1,41 @@
+"""The examples run as they stand, with small settings, and print what they promise."""
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.fixture
+def example(monkeypatch, capsys, tmp_path):
+    """``example(name, *arguments)``: what the script prints, run in an empty folder."""
+
+    def run(name, *arguments):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_plain_torch(example):
+    out = example("plain_torch.py", "--epochs", "2", "--users", "150")
+    found = re.findall(r"^(GRU\S*(?: with Prism\(\))?) +epoch (\d)  loss +([\d.]+)  HR@10 ([\d.]+)", out, re.MULTILINE)
+    assert [(name, epoch) for name, epoch, *_ in found] == [
+        (name, epoch) for name in ("GRU", "GRU+prism", "GRU with Prism()") for epoch in "01"
+    ]
+    losses = [float(loss) for _, _, loss, _ in found]
+    assert all(later < earlier for earlier, later in zip(losses[::2], losses[1::2], strict=True))
+    assert all(0 <= float(hits) <= 1 for *_, hits in found)
+    assert out.count("prism.synergy") == 2
+
+
+def test_own_recbole_model(example, tmp_path):
+    out = example("own_recbole_model.py", "--epochs", "1", "--output_dir", "out")
+    assert "'ndcg@10': 0.0" in out
+    assert (tmp_path / "out" / "adapter.safetensors").is_file()
