@@ -20,7 +20,7 @@ from torch import nn
 from recplug.adapters.data import bundled
 from recplug.adapters.features import FeatureTable
 from recplug.adapters.torch import attach
-from recplug.plugins.prism import Prism
+from recplug.plugins.prism import Prism, PrismSettings
 
 WIDTH, LENGTH, BATCH = 64, 20, 128
 
@@ -110,7 +110,8 @@ def by_hand(tokens, histories, files, epochs):
     torch.manual_seed(0)
     model = GRU(len(tokens))
     modalities = [FeatureTable.load(file).align(tokens) for file in files.values()]
-    model.prism = Prism(modalities=modalities, width=WIDTH)
+    settings = PrismSettings(candidates="id")  # histories are fused, and scored against the model's own rows
+    model.prism = Prism(modalities=modalities, width=WIDTH, settings=settings)
     optimiser = torch.optim.Adam(model.parameters(), lr=2e-3)
 
     def encode(sequence):

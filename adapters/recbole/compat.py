@@ -172,6 +172,21 @@ def gloo_without_cuda() -> Iterator[None]:
 
 
 @contextmanager
+def float32_weights() -> Iterator[None]:
+    """Preloaded entity vectors in float32: in float64, RecBole's KSR multiplies them with float32 (no thread yet)."""
+    from recbole.data.dataset import Dataset
+
+    load = Dataset.get_preload_weight
+
+    @functools.wraps(load)
+    def load_float32(self: Any, field: str) -> np.ndarray:
+        return load(self, field).astype(np.float32)
+
+    with replaced(Dataset, get_preload_weight=load_float32):
+        yield
+
+
+@contextmanager
 def quiet_scaler() -> Iterator[None]:
     """No line per epoch about ``torch.cuda.amp.GradScaler``, made anew each time (no thread yet)."""
     with warnings.catch_warnings():
@@ -204,6 +219,7 @@ REMEDIES = (
     Remedy("agg(len)", "pandas 3 counts the column: no thread yet", gaps.needs_elementwise_len, gaps.elementwise_len),
     Remedy("rows without id", "RecBole drops the wrong row: no thread yet", lambda: True, gaps.dropped_rows),
     Remedy("gloo", "RecBole asks for nccl: no thread yet", lambda: not torch.cuda.is_available(), gloo_without_cuda),
+    Remedy("float32", "KSR mixes float64 with float32: no thread yet", lambda: True, float32_weights),
     Remedy("anomaly", "importing SINE slows every step: no thread yet", lambda: True, no_anomaly_detection),
     Remedy("quiet scaler", "GradScaler warns each epoch: no thread yet", lambda: True, quiet_scaler),
 )

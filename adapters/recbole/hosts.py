@@ -75,6 +75,7 @@ HOSTS: dict[str, Host] = {
         Host("SASRecF", trim=True, dot=True, reason=_FEATURES),
         Host("GRU4RecF", trim=True, dot=True, reason=_FEATURES),
         Host("FDSA", trim=True, dot=True, reason=_FEATURES),
+        Host("KSR", trim=True, reason="the item table only; needs a knowledge graph with pretrained vectors"),
         Host("GRU4RecKG", trim=True, dot=True, reason="the item table only; needs pretrained entity vectors"),
         # Both read the last place for their mixture of softmaxes, which is padding.
         Host("SASRecCPR", losses=("CE",), reason=_NO_PREDICT),
@@ -95,7 +96,6 @@ HOSTS: dict[str, Host] = {
             trim=True,
             only=("train_stage", "finetune"),
         ),
-        _refused("KSR", "its encoder fails upstream, in every step: it multiplies 32-bit with 64-bit vectors"),
         _refused("FPMC", "it has four factor tables and no item embedding"),
         _refused("DIN", "it embeds all item fields together and has no item table"),
         _refused("DIEN", "it embeds all item fields together and has no item table"),

@@ -52,9 +52,11 @@ def check_values(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
             continue
         wanted = _wanted(value, default)
         if wanted:
-            raise RecplugError(f"{key}={_shown(value)} is not {wanted}; the default is {default}")
+            raise RecplugError(f"{key}={_shown(value)} is not {wanted}; RecBole's default is {default}")
         if key in LEAST and isinstance(default, (int, float)) and value < LEAST[key]:
-            raise RecplugError(f"{key}={_shown(value)} is below its least value {LEAST[key]}; the default is {default}")
+            raise RecplugError(
+                f"{key}={_shown(value)} is below its least value {LEAST[key]}; RecBole's default is {default}"
+            )
     features = given.get("features")
     if features is not None and not (isinstance(features, Mapping) and all(isinstance(f, str) for f in features)):
         raise RecplugError(

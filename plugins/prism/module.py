@@ -148,16 +148,14 @@ class Prism(Augmentation):
 
     def _fused_items(self, ids: Tensor, rows: Tensor) -> Tensor:
         """``s e^m`` with the item's own row as the gate's context: ``[..., d]`` to ``[..., d]``."""
-        p = self.projections(ids)  # [..., M, d]
-        if self.settings.block == "sum":
-            mixed = p.sum(dim=-2)
-        elif self.control is not None:
-            mixed = self.control(p)
-        else:
-            e = self.experts(p)  # [..., J, d]
-            w = self.gate(self.gate.items(e) + self.gate.contexts(rows))  # [..., J]
-            mixed = torch.einsum("...j,...jd->...d", w, e)
-        return self._weighted(mixed, p)
+        if self.settings.block != "experts":
+            p = self.projections(ids)  # [..., M, d]
+            mixed = self.control(p) if self.control is not None else p.sum(dim=-2)
+            return self._weighted(mixed, p)
+        e, first, *plain = self._per_item("experts", ids, self._expert_items)  # [..., J, d], [..., 2d]
+        w = self.gate(first + self.gate.contexts(rows))  # [..., J]
+        mixed = torch.einsum("...j,...jd->...d", w, e)
+        return self._weighted(mixed, plain[0].unsqueeze(-2) if plain else None)
 
     def _expert_items(self, ids: Tensor) -> tuple[Tensor, ...]:
         """Experts, their part of the gate, and the plain sum: ``[r, J, d]``, ``[r, 2d]``, ``[r, d]``."""

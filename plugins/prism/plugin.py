@@ -91,6 +91,7 @@ def recplug_plugin() -> Plugin:
         requirements=requirements,
         build=build,
         identity={
+            "candidates": "id",
             "scale": 0.0,
             "learn_scale": False,
             "residual": False,

@@ -77,7 +77,7 @@ class PrismSettings(PluginSettings):
         False, "Add the sum of the projections to the item's row as well (the authors' code does).", paper="code"
     )
     tune_features: bool = setting(False, "Train the content vectors too, in float32 (the authors' code does).")
-    loss_items: int = setting(1024, "At most so many items of a batch enter the item-level losses.", ge=2)
+    loss_items: int = setting(512, "At most so many items of a batch enter the item-level losses.", ge=2)
     modalities: tuple[str, ...] = setting((), "Which feature tables to use; empty: all that the data set has.")
 
     @model_validator(mode="after")

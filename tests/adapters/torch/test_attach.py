@@ -101,13 +101,17 @@ def test_the_global_random_state_stays():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_loss_is_that_of_the_distinct_items():
-    _, attachment = grafted(settings={"prism": QUIET})
+@pytest.mark.parametrize("candidates", ["id", "fused"])
+@pytest.mark.parametrize("negatives", [None, torch.tensor([1, 1, 2, 3, 4, 5])])
+def test_the_loss_is_that_of_the_items_that_the_step_works_on(candidates, negatives):
+    _, attachment = grafted(settings={"prism": {**QUIET, "candidates": candidates}})
     sequence, target = batch()
-    with attachment.step(sequence=sequence, positives=target):
+    with attachment.step(sequence=sequence, positives=target, negatives=negatives):
         loss = attachment.loss()
     prism = attachment.chain.augmentations()["prism"]
-    ids = torch.cat([sequence.flatten(), target]).unique()
+    ids = torch.cat([sequence.flatten(), target, *([] if negatives is None else [negatives])]).unique()
+    if negatives is None and candidates == "fused":
+        ids = torch.arange(ITEMS)  # a softmax over all items fuses them all
     parts = prism.interaction_losses(ids)
     assert {name.removeprefix("prism."): value.item() for name, value in attachment.losses.items()} == pytest.approx(
         {name: value.item() for name, value in parts.items()}, rel=1e-5, abs=1e-7

@@ -1,0 +1,260 @@
+"""One training, from configuration to result."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from recbole.data import create_dataset, data_preparation
+from recbole.data.dataloader import FullSortEvalDataLoader
+from recbole.utils import get_trainer, init_seed
+
+from recplug.adapters.features import FeatureTable, find_tables
+from recplug.adapters.recbole.augment import KEYS, augment, check_config
+from recplug.adapters.recbole.compat import recbole_compat
+from recplug.adapters.recbole.config import make_config
+from recplug.adapters.recbole.fingerprint import fingerprint
+from recplug.adapters.recbole.ranks import write_ranks
+from recplug.adapters.recbole.rundir import RunDirectory, adapter_tensors
+from recplug.adapters.recbole.scoped import replaced
+from recplug.adapters.recbole.values import check_valid_metric
+from recplug.adapters.recbole.watch import after_validation, log_file, peak_memory, shown, watch
+from recplug.plugins.errors import RecplugError
+from recplug.plugins.registry import manager
+
+log = logging.getLogger("recplug")
+PACKAGES = ("recplug", "torch", "recbole", "numpy", "pandas", "scipy")
+
+
+class Job:
+    """One training, from configuration to result."""
+
+    def __init__(
+        self,
+        host: type,
+        dataset: str,
+        names: list[str],
+        given: dict[str, dict[str, Any]],
+        values: dict[str, Any],
+        folder: Path | None,
+        files: dict[Path, dict[str, Any]],
+        directory: RunDirectory,
+        table: str | None,
+    ) -> None:
+        self.host, self.dataset, self.names, self.given = host, dataset, names, given
+        self.values, self.folder, self.files, self.directory, self.table = values, folder, files, directory, table
+        self.result: dict[str, Any] = {
+            "status": "failed",
+            "model": host.__name__,
+            "dataset": dataset,
+            "plugins": names,
+            "checkpoint": None,
+            "versions": {name: _version(name) for name in PACKAGES},
+        }
+        self.accepted = False  # whether the input turned out right
+
+    def rehearse(self) -> None:
+        """Build everything once, and train nothing: what is wrong is said before a long training of something else."""
+        with replaced(log, disabled=True), self._at_work():
+            self._build()
+        self.accepted = True
+
+    def run(self) -> Any:
+        """Train and test, and return the model; whatever happens, leave a ``result.json``."""
+        try:
+            with self._at_work():
+                model = self._train()
+            self.result["status"] = "finished"
+        except KeyboardInterrupt:
+            self.result.update(status="interrupted", error="interrupted by the user")
+            raise
+        except Exception as error:
+            self.result["error"] = " ".join(f"{type(error).__name__}: {error}".split())
+            raise
+        finally:
+            if self.directory.checkpoint.is_file():
+                self.result["checkpoint"] = self.directory.checkpoint.name
+            if self.directory.path.is_dir():
+                self.directory.write_result(self.result)
+        return model
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """RecBole's remedies and the log; wrong input leaves no directory, another error its traceback in the log."""
+        file = self.directory.path / "run.log"
+        try:
+            with recbole_compat(), log_file(file):
+                try:
+                    yield
+                except Exception as error:
+                    logging.getLogger().exception("the run failed")
+                    error.run_log = file  # type: ignore[attr-defined]
+                    raise
+        except RecplugError:
+            if not self.accepted:
+                shutil.rmtree(self.directory.path, ignore_errors=True)
+            raise
+
+    def _configure(self) -> Any:
+        overrides = {**self.values, "checkpoint_dir": str(self.directory.path)}
+        overrides.setdefault("show_progress", sys.stderr.isatty())
+        if self.folder is not None:
+            overrides["data_path"] = str(self.folder.parent)
+        config = make_config(self.host, self.dataset, list(self.files), overrides)
+        check_valid_metric(config["metrics"], config["topk"], config["valid_metric"])
+        if self.folder is not None:
+            config["data_path"] = str(self.folder)  # the folder need not be called like the data set
+        for key, default in KEYS.items():
+            if config[key] is None:
+                config[key] = default
+        config["features"] = {**_merged(self.files, "features"), **(self.values.get("features") or {})}
+        for name in self.names:
+            config[name] = {**_merged(self.files, name), **self.given.get(name, {})}
+        self.directory.write_config(config.final_config_dict, self._origins(config.final_config_dict))
+        return config
+
+    def _origins(self, resolved: Mapping[str, Any]) -> dict[str, str]:
+        origins = dict.fromkeys(KEYS, "recplug")
+        for file, settings in self.files.items():
+            origins |= {key: file.name for key in settings if key in resolved}
+        origins |= dict.fromkeys(self.values, "given")
+        origins |= dict.fromkeys(self.given, "given")
+        origins |= dict.fromkeys(("checkpoint_dir", "data_path", "dataset", "model", "device"), "the run")
+        return origins
+
+    def _build(self) -> tuple[Any, tuple[Any, Any, Any], Any]:
+        """Configuration, data (train, valid, test) and model."""
+        config = self._configure()
+        augmented: Any = augment(self.host, self.names, self.given, table=self.table)
+        check_config(augmented.recplug_host, config)
+        init_seed(config["seed"], config["reproducibility"])
+        dataset = create_dataset(config)
+        data = data_preparation(config, dataset)
+        init_seed(config["seed"], config["reproducibility"])
+        return config, data, augmented(config, data[0]._dataset).to(config["device"])
+
+    def _train(self) -> Any:
+        config, (train_data, valid_data, test_data), model = self._build()
+        log.info(
+            "%s on %s: %s; history %s in evaluation; padding %s; %s",
+            self.host.__name__,
+            self.dataset,
+            " + ".join(["backbone", *self.names]),
+            "masked" if config["mask_history"] else "not masked",
+            "trimmed" if model.recplug_trim else "kept",
+            config["device"],
+        )
+        self.result |= {
+            "seed": config["seed"],
+            "mask_history": bool(config["mask_history"]),
+            "trim_padding": model.recplug_trim,
+            "settings": {name: s.model_dump() for name, s in model.recplug_resolved.items()},
+            "parameters": _parameters(model),
+            "data_fingerprint": fingerprint(train_data, valid_data, test_data),
+            "features": self._features(config),
+        }
+        trainer = self._trainer(config, model)
+        hooks = manager().hook
+        self.accepted = True
+        hooks.recplug_before_training(model=model, settings=self.result["settings"])
+        with closing(trainer.tensorboard):
+            score, best = self._fit(trainer, model, train_data, valid_data)
+            test = trainer.evaluate(test_data, load_best_model=True, show_progress=config["show_progress"])
+        self.result |= {
+            "valid_metric": config["valid_metric"],
+            "best_valid_score": score,
+            "best_valid_result": best,
+            "test_result": test,
+            "epochs": len(self.directory.rows),
+            "seconds_per_epoch": _mean(row["train_seconds"] for row in self.directory.rows),
+            "peak_memory_bytes": peak_memory(config["device"]),
+        }
+        self._leave(model)
+        if isinstance(test_data, FullSortEvalDataLoader):
+            write_ranks(model, test_data, self.directory.path / "ranks.parquet")
+        return model
+
+    def _fit(self, trainer: Any, model: Any, train_data: Any, valid_data: Any) -> tuple[float, dict[str, float]]:
+        try:
+            return trainer.fit(
+                train_data,
+                valid_data,
+                show_progress=trainer.config["show_progress"],
+                callback_fn=after_validation(model),
+            )
+        except ValueError as error:
+            if "nan" not in str(error).lower():
+                raise
+            raise RecplugError(
+                f"the training loss became NaN in epoch {model.recplug.epoch} "
+                f"({shown(model.recplug.read_parts()) or 'first step'}); lower learning_rate or the plugin's weights"
+            ) from error
+
+    def _trainer(self, config: Any, model: Any) -> Any:
+        import recbole.trainer.trainer as module
+        from torch.utils.tensorboard import SummaryWriter
+
+        writer = SummaryWriter(str(self.directory.path / "tensorboard"))
+        with replaced(module, get_tensorboard=lambda logger: writer):
+            trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
+        trainer.saved_model_file = str(self.directory.checkpoint)
+        watch(trainer, model, writer, self.directory)
+        return trainer
+
+    def _leave(self, model: Any) -> None:
+        """Adapter file and diagnostics of the best epoch, whose parameters the model now has."""
+        model.eval()
+        if self.names:
+            tensors = adapter_tensors(model.recplug)
+            manager().hook.recplug_export(model=model, tensors=tensors)
+            about = {
+                key: self.result[key] for key in ("model", "dataset", "plugins", "settings", "features", "versions")
+            }
+            self.directory.write_adapter(tensors, about)
+            self.result["diagnostics"] = self.directory.write_diagnostics(model.recplug)
+        manager().hook.recplug_after_training(model=model, result=self.result)
+
+    def _features(self, config: Any) -> dict[str, Any]:
+        if not self.names:
+            return {}
+        tables = find_tables(config["data_path"], self.dataset, config["features"] or {})
+        return {name: {"file": path.name, "sha256": FeatureTable.load(path).sha256} for name, path in tables.items()}
+
+
+def _merged(files: Mapping[Path, Mapping[str, Any]], key: str) -> dict[str, Any]:
+    """What the files say under one key that holds a mapping, nested or dotted; later files win, name by name."""
+    merged: dict[str, Any] = {}
+    for file, settings in files.items():
+        nested = settings.get(key) or {}
+        if not isinstance(nested, Mapping):
+            raise RecplugError(f"{file}: '{key}' takes names and values, nested under it; found {nested!r}")
+        merged |= {str(name): value for name, value in nested.items()}
+        merged |= {name[len(key) + 1 :]: value for name, value in settings.items() if name.startswith(f"{key}.")}
+    return merged
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _parameters(model: Any) -> dict[str, Any]:
+    plugins = {
+        name: sum(p.numel() for p in augmentation.parameters() if p.requires_grad)
+        for name, augmentation in model.recplug.augmentations().items()
+    }
+    total = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return {"backbone": total - sum(plugins.values()), "plugins": plugins}
+
+
+def _mean(values: Iterator[float]) -> float | None:
+    listed = list(values)
+    return sum(listed) / len(listed) if listed else None

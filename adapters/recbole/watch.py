@@ -1,0 +1,117 @@
+"""What is noted while RecBole's trainer works: losses, validation, seconds, memory, and the log file."""
+
+from __future__ import annotations
+
+import logging
+import re
+import resource
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recplug.adapters.recbole.rundir import RunDirectory, plain
+from recplug.plugins.registry import manager
+
+log = logging.getLogger("recplug")
+
+
+def watch(trainer: Any, model: Any, writer: Any, directory: RunDirectory) -> None:
+    """Note losses, validation and seconds of every epoch, around the trainer's own two methods.
+
+    Args:
+        trainer: RecBole's trainer; two of its methods are wrapped on this instance.
+        model: the augmented model.
+        writer: TensorBoard's writer.
+        directory: where ``metrics.csv`` goes.
+    """
+    train, validate = trainer._train_epoch, trainer._valid_epoch
+    best = [float("-inf") if trainer.valid_metric_bigger else float("inf")]
+    model.recplug.on_epoch = lambda epoch: manager().hook.recplug_epoch_start(model=model, epoch=epoch)
+
+    def timed_train(data: Any, epoch: int, *args: Any, **kwargs: Any) -> Any:
+        begun = time.perf_counter()
+        loss = train(data, epoch, *args, **kwargs)
+        parts = model.recplug.read_parts()
+        losses = {f"loss/{name}": value for name, value in parts.items()}
+        for name, value in losses.items():
+            writer.add_scalar(name, value, epoch)
+        trainer.wandblogger.log_metrics({"epoch": epoch, **losses}, head="train")
+        seconds = time.perf_counter() - begun
+        row = {"epoch": epoch, "train_seconds": round(seconds, 3)}
+        directory.add_epoch({**row, **losses})
+        return loss
+
+    def timed_validate(*args: Any, **kwargs: Any) -> Any:
+        begun = time.perf_counter()
+        score, result = validate(*args, **kwargs)
+        row = directory.rows.pop()
+        row |= {"valid_seconds": round(time.perf_counter() - begun, 3)}
+        row |= {f"valid/{name}": value for name, value in result.items()}
+        directory.add_epoch(row)
+        better = score >= best[0] if trainer.valid_metric_bigger else score <= best[0]
+        best[0] = score if better else best[0]
+        losses = {k.removeprefix("loss/"): v for k, v in row.items() if k.startswith("loss/")}
+        log.info(
+            "epoch %3d  %s  %s %.4f (best %.4f)  %.1f s",
+            row["epoch"],
+            shown(losses),
+            trainer.valid_metric,
+            score,
+            best[0],
+            row["train_seconds"] + row["valid_seconds"],
+        )
+        return score, result
+
+    trainer._train_epoch, trainer._valid_epoch = timed_train, timed_validate
+
+
+def after_validation(model: Any) -> Any:
+    """RecBole's ``callback_fn``: tells augmentations and plugin packages that a validation has ended."""
+
+    def callback(epoch: int, score: float) -> None:
+        model.recplug.on_evaluation_end(epoch, score)
+        manager().hook.recplug_evaluation_end(model=model, epoch=epoch, score=score)
+
+    return callback
+
+
+@contextmanager
+def log_file(path: Path) -> Iterator[None]:
+    """Everything that RecBole and we say, in ``run.log``; the console shows our lines alone."""
+    root = logging.getLogger()
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.addFilter(_without_colours)
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(level)
+        handler.close()
+
+
+def _without_colours(record: logging.LogRecord) -> bool:
+    if isinstance(record.msg, str):
+        record.msg = re.sub(r"\033\[[0-9;]*m", "", record.msg)
+    return True
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that CUDA's allocator held, or this process's resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def shown(parts: Mapping[str, float]) -> str:
+    """Loss parts on one line."""
+    return "  ".join(f"{name} {value:.4f}" for name, value in plain(parts).items())
