@@ -123,7 +123,7 @@ def _remedies() -> list[Finding]:
 def _torchvision() -> list[Finding]:
     version = _version("torchvision")
     if version is None:
-        return [Finding("torchvision", "note", "not installed", "only for image features: pip install 'recplug[clip]'")]
+        return [Finding("torchvision", "note", "not installed", "only for image features: pip install -c constraints.txt 'recplug[clip]'")]
     # In a process of its own: an import that fails half-way leaves operators registered in this one.
     done = subprocess.run(
         [sys.executable, "-c", "import torchvision"], capture_output=True, text=True, timeout=60, check=False
@@ -152,7 +152,7 @@ def _extras() -> list[Finding]:
     for extra_name, distributions in wanted.items():
         missing = [name for name in distributions if _version(name) is None]
         if missing:
-            advice = f"where you need it: pip install 'recplug[{extra_name}]'"
+            advice = f"where you need it: pip install -c constraints.txt 'recplug[{extra_name}]'"
             findings.append(Finding(f"extra: {extra_name}", "note", f"missing {', '.join(missing)}", advice))
         else:
             findings.append(Finding(f"extra: {extra_name}", "ok", "installed"))

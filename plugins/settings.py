@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 
 from recplug.plugins.errors import RecplugError, did_you_mean
 
@@ -46,3 +48,24 @@ def parse_settings(plugin: str, model: type[S], values: Mapping[str, Any]) -> S:
             hint = did_you_mean(key, model.model_fields) or f"; it has: {', '.join(model.model_fields)}"
             raise RecplugError(f"{plugin} has no setting '{key}'{hint}") from None
         raise RecplugError(f"{plugin}.{key}={first.get('input')!r}: {first['msg']}") from None
+
+
+def type_name(annotation: Any) -> str:
+    """An annotation for readers: ``Literal["a", "b"] | None`` to ``a | b | none``."""
+    origin = get_origin(annotation)
+    if origin is Literal:
+        return " | ".join(map(str, get_args(annotation)))
+    if origin in (Union, UnionType):
+        return " | ".join(map(type_name, get_args(annotation)))
+    if annotation is NoneType:
+        return "none"
+    return annotation.__name__ if origin is None else str(annotation)
+
+
+def limits(field: FieldInfo) -> str:
+    """The range that pydantic checks, for readers: ``>= 0, <= 1``."""
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "multiple_of": "multiple of"}
+    found = [f"{sign} {getattr(m, name)}" for m in field.metadata for name, sign in signs.items() if hasattr(m, name)]
+    lengths = {"min_length": "at least {} long", "max_length": "at most {} long"}
+    found += [text.format(getattr(m, n)) for m in field.metadata for n, text in lengths.items() if hasattr(m, n)]
+    return ", ".join(found)

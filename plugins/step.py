@@ -101,6 +101,8 @@ class Step:
 
     def encode_users(self) -> Tensor:
         """``[B, d]``: the backbone's own user representations of this batch."""
+        if self.encoded is None and self.encoder is not None:
+            self.encoded = self.encoder()
         if self.encoded is None:
             raise RecplugError(f"{self.chain.host} does not expose its user encoder; choose a loss that needs none")
         return self.encoded

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,7 +13,6 @@ if TYPE_CHECKING:
     from recplug.plugins.contract import Requirements
 
 app = typer.Typer(help="The installed plugins; 'show NAME' has one's settings.", rich_markup_mode=None)
-SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
 
 @app.callback(invoke_without_command=True)
@@ -37,6 +35,7 @@ def table(context: typer.Context) -> None:
 def show(name: Annotated[str, typer.Argument(help="A plugin's name.")]) -> None:
     """Settings, requirements and identity of one plugin."""
     from recplug.plugins.registry import get
+    from recplug.plugins.settings import limits, type_name
 
     plugin = get(name)
     say(f"{plugin.name}: {plugin.summary}")
@@ -48,7 +47,8 @@ def show(name: Annotated[str, typer.Argument(help="A plugin's name.")]) -> None:
         paper = field.json_schema_extra["paper"] if isinstance(field.json_schema_extra, dict) else "ours"
         default = field.get_default(call_default_factory=True)
         shown = default if isinstance(default, str) else repr(default)
-        say(f"\n  {name}.{key} = {shown}    {_allowed(field)}    [{paper}]")
+        allowed = ", ".join(filter(None, [type_name(field.annotation), limits(field)]))
+        say(f"\n  {name}.{key} = {shown}    {allowed}    [{paper}]")
         say(textwrap.indent(textwrap.fill(field.description or "", 100), " " * 6))
 
 
@@ -64,23 +64,3 @@ def _needs(needs: Requirements) -> str:
     if needs.backbone_in_loss:
         parts.append("an encoder that can be run again, and dot-product scores")
     return "; ".join(parts)
-
-
-def _allowed(field: Any) -> str:
-    """Choices or type, and range, of a pydantic field."""
-    limits = [
-        f"{sign} {getattr(part, key)}" for part in field.metadata for key, sign in SIGNS.items() if hasattr(part, key)
-    ]
-    return ", ".join([_type(field.annotation), *limits])
-
-
-def _type(annotation: Any) -> str:
-    """``Literal["a", "b"] | None`` to ``a | b | none``."""
-    origin = get_origin(annotation)
-    if origin is Literal:
-        return " | ".join(map(str, get_args(annotation)))
-    if origin in (Union, UnionType):
-        return " | ".join(map(_type, get_args(annotation)))
-    if annotation is NoneType:
-        return "none"
-    return annotation.__name__ if origin is None else str(annotation)

@@ -50,7 +50,7 @@ def check_values(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
         default = {**SWITCHES, **defaults}.get(key)
         if key == "trim_padding" and value is None:  # its default: decided by the model
             continue
-        wanted = _wanted(value, default)
+        wanted = _wanted(key, value, default)
         if wanted:
             raise RecplugError(f"{key}={_shown(value)} is not {wanted}; RecBole's default is {default}")
         if key in LEAST and isinstance(default, (int, float)) and value < LEAST[key]:
@@ -102,13 +102,15 @@ def _columns(metric: str, topk: list[int]) -> list[str]:
     return [name] if metric == "gauc" or issubclass(metrics_dict[metric], LossMetric) else [f"{name}@{k}" for k in topk]
 
 
-def _wanted(value: Any, default: Any) -> str:
+def _wanted(key: str, value: Any, default: Any) -> str:
     """What ``value`` should have been, going by the default's type; empty where it is fine."""
     if isinstance(default, bool):
         return "" if value in (True, False) else "true or false"
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if isinstance(default, int):
-        return "" if number and isinstance(value, int) else "a whole number"
+        # Some of RecBole's rates have 0 or 1 as their default; what must be whole has a least value above.
+        rate = default in (0, 1) and key not in LEAST
+        return "" if number and (isinstance(value, int) or rate) else "a whole number"
     if isinstance(default, float):
         return "" if number and math.isfinite(value) else "a number"
     return ""

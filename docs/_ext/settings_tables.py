@@ -10,12 +10,13 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterable
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any
 
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
+
+from recplug.plugins.settings import limits, type_name
 
 CODE = re.compile(r"``(?P<double>.+?)``|:[\w:]+:`~?(?P<role>.+?)`|`(?P<single>.+?)`", re.DOTALL)
 
@@ -46,27 +47,6 @@ def table(header: Iterable[str], rows: Iterable[Iterable[str | list[nodes.Node]]
 
 def section(title: list[nodes.Node], name: str, *content: nodes.Node) -> nodes.section:
     return nodes.section("", nodes.title("", "", *title), *content, ids=[nodes.make_id(name)], names=[name])
-
-
-def type_name(annotation: Any) -> str:
-    """``Literal["a", "b"] | None`` to ``a | b | None``."""
-    origin = get_origin(annotation)
-    if origin is Literal:
-        return " | ".join(map(str, get_args(annotation)))
-    if origin in (Union, UnionType):
-        return " | ".join(type_name(part) for part in get_args(annotation))
-    if annotation is NoneType:
-        return "None"
-    return annotation.__name__ if origin is None else str(annotation)
-
-
-def limits(field: Any) -> str:
-    """``>= 0, <= 1``, from the constraints that pydantic checks."""
-    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "multiple_of": "multiple of"}
-    found = [f"{sign} {getattr(m, name)}" for m in field.metadata for name, sign in signs.items() if hasattr(m, name)]
-    lengths = {"min_length": "at least {} long", "max_length": "at most {} long"}
-    found += [text.format(getattr(m, n)) for m in field.metadata for n, text in lengths.items() if hasattr(m, n)]
-    return ", ".join(found)
 
 
 def code(text: Any) -> list[nodes.Node]:

@@ -110,7 +110,7 @@ def test_extras_are_those_of_the_package(without):
     without(openai=None, optuna="3.6")
     found = named(report())
     assert found["extra: llm"] == Finding(
-        "extra: llm", "note", "missing openai", "where you need it: pip install 'recplug[llm]'"
+        "extra: llm", "note", "missing openai", "where you need it: pip install -c constraints.txt 'recplug[llm]'"
     )
     assert found["extra: tune"].status == "ok"
 
