@@ -4,9 +4,9 @@
     python benchmarks/quality_prism.py --table                   # only prints what is there
 
 Leave-one-out, full ranking, history masked, the data set's own budget and early stopping on validation NDCG@10 for
-every cell; the test set is read once per cell. A cell that is missing stays empty in the table. Differences are
-paired over users (per-user NDCG@10, averaged over the seeds that both have): mean, 95 % interval and p of a sign-flip
-permutation test.
+every cell; the test set is read once per cell, and defaults were chosen by the validation column. A cell that is
+missing stays empty in the table. Differences are paired over users (per-user NDCG@10, averaged over the seeds that both
+have): mean, 95 % interval and p of a sign-flip permutation test.
 """
 
 import argparse
@@ -33,9 +33,12 @@ VARIANTS = {  # name: (plugins, settings), in the order in which cells are fille
     "PRISM, weights by item": (["prism"], {"prism.fusion": "item"}),
     "PRISM, id candidates": (["prism"], {"prism.candidates": "id"}),
     "PRISM, prediction level": (["prism"], {"prism.loss_level": "prediction"}),
+    "PRISM, scale 0.1": (["prism"], {"prism.scale": 0.1}),
+    "PRISM, scale 3": (["prism"], {"prism.scale": 3.0}),
+    "PRISM, residual": (["prism"], {"prism.residual": True}),
 }
 FIRST, SECOND = ("bare", "PRISM"), ("PRISM, shuffled features", "equal-capacity MLP")
-METRICS = ("ndcg@10", "recall@10", "recall@20")
+METRICS = ("best_valid_score", "ndcg@10", "recall@10", "recall@20")
 
 
 def cells(backbones: list[str], seeds: int) -> list[tuple[str, str, int]]:
@@ -107,15 +110,15 @@ def paired(ours: list, theirs: list) -> dict[str, float] | None:
 
 def table(output: Path, backbones: list[str], seeds: int) -> str:
     lines = [
-        "| backbone | variant | seeds | N@10 | R@10 | R@20 | against bare | PRISM against it (95 %), p |",
-        "|---|---|---|---|---|---|---|---|",
+        "| backbone | variant | seeds | valid N@10 | N@10 | R@10 | R@20 | against bare | PRISM against it (95 %), p |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for backbone in backbones:
         prism, bare = (load(output, backbone, name, seeds) for name in ("PRISM", "bare"))
         for variant in VARIANTS:
             runs = load(output, backbone, variant, seeds)
             if not runs:
-                lines.append(f"| {backbone} | {variant} | 0 | | | | | |")
+                lines.append(f"| {backbone} | {variant} | 0 | | | | | | |")
                 continue
             values = [np.array([about[metric] for about, *_ in runs]) for metric in METRICS]
             spread = [f"{v.mean():.4f}" + (f" ± {v.std(ddof=1):.4f}" if len(v) > 1 else "") for v in values]

@@ -43,11 +43,14 @@ def parse_settings(plugin: str, model: type[S], values: Mapping[str, Any]) -> S:
         return model.model_validate(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "settings"
+        key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             hint = did_you_mean(key, model.model_fields) or f"; it has: {', '.join(model.model_fields)}"
             raise RecplugError(f"{plugin} has no setting '{key}'{hint}") from None
-        raise RecplugError(f"{plugin}.{key}={first.get('input')!r}: {first['msg']}") from None
+        problem = first["msg"].removeprefix("Value error, ")
+        if not first["loc"]:  # a check between settings
+            raise RecplugError(f"{plugin}: {problem}") from None
+        raise RecplugError(f"{plugin}.{key}={first.get('input')!r}: {problem}") from None
 
 
 def type_name(annotation: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from recplug.plugins.errors import RecplugError
 from recplug.plugins.nn import Noise
 from recplug.plugins.prism.fusion import Content, EqualMlp, Experts, Gate
 from recplug.plugins.prism.losses import interaction_losses, stand_ins, valid_first
+from recplug.plugins.prism.prediction import prediction_losses
 from recplug.plugins.prism.settings import PrismSettings
 from recplug.plugins.step import Step
 
@@ -213,7 +215,7 @@ class Prism(Augmentation):
             return {}
         level = {
             "item": self._loss_on_items,
-            "prediction": self._loss_on_predictions,
+            "prediction": partial(prediction_losses, self),
             "sequence_pooled": self._loss_on_pools,
         }
         return self._weigh(level[self.settings.loss_level](step))
@@ -244,61 +246,6 @@ class Prism(Augmentation):
         real = self.real(sequence)
         p = masked_mean(self.projections(sequence), real)  # [B, M, d]
         return self._terms(p, real.any(dim=1))
-
-    def _loss_on_predictions(self, step: Step) -> dict[str, Tensor]:
-        """Losses on score vectors ``y = E h`` (eqs. 2-8), through the Gram matrix of E; the backbone is shared."""
-        if not step.score_is_dot:
-            raise RecplugError("PRISM's loss_level 'prediction' needs dot-product scores; use 'item' on this backbone")
-        n_experts, modalities = self.experts.n_experts, len(self.names)
-        chosen = range(n_experts)
-        if self.settings.prediction_experts == "one":
-            drawn = int(self.choice.permutation(n_experts, torch.device("cpu"))[0])
-            chosen = range(drawn, drawn + 1)
-
-        def variants(ids: Tensor) -> Tensor:
-            p = self.projections(ids)
-            valid = self.content.complete(ids) & self.real(ids)
-            full, masked = self.experts.masked(p, stand_ins(p, self.settings.mask, self.noise, valid))
-            # An item that lacks a modality says nothing of interactions: no mask touches it.
-            masked = torch.where(valid[:, None, None, None], masked, full.unsqueeze(2))
-            return torch.cat([full.unsqueeze(2), masked], dim=2)  # [r, J, 1+M, d]
-
-        encoded: dict[tuple[int, int], Tensor] = {}
-        for expert in chosen:
-            for condition in range(1 + modalities):
-
-                def rows_of(
-                    rows: Tensor, ids: Tensor, _: Tensor | None, at: tuple[int, int] = (expert, condition)
-                ) -> Tensor:
-                    return rows + self.scale * step.lookup("variants", ids, variants)[0][..., at[0], at[1], :]
-
-                encoded[expert, condition] = step.reencode(rows_of)  # [B, d]
-        nothing = torch.zeros_like(next(iter(encoded.values())))
-        outputs = torch.stack(
-            [
-                torch.stack([encoded.get((j, c), nothing) for c in range(1 + modalities)], dim=1)
-                for j in range(n_experts)
-            ],
-            dim=1,
-        )  # [B, J, 1+M, d]
-        real_rows = self.real(step.all_ids()).unsqueeze(-1)
-        table = step.candidates().detach().float() * real_rows  # [n_rows, d]
-        with torch.autocast(outputs.device.type, enabled=False):  # products of the Gram matrix in float32
-            terms = interaction_losses(
-                outputs[:, :, 0],
-                outputs[:, :, 1:],
-                valid=torch.ones(len(outputs), dtype=torch.bool, device=outputs.device),
-                triplet=self.settings.triplet,
-                margin=self.settings.margin,
-                gram=table.T @ table,
-            )
-        weight = outputs.new_zeros(n_experts).float()
-        weight[chosen.start : chosen.stop] = n_experts / len(chosen)
-        return {
-            "unique": terms["unique"] * weight[:modalities],
-            "synergy": terms["synergy"] * weight[modalities],
-            "redundancy": terms["redundancy"] * weight[modalities + 1],
-        }
 
     def _weigh(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
         weights = self.settings.lambda_unique
