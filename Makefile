@@ -67,7 +67,7 @@ lint: $(VENV)/.dev
 	MYPYPATH=$(VENV)/wheel/site $(PY) -m mypy --config-file pyproject.toml -p recplug.plugins -p recplug.adapters
 
 docs: $(VENV)/.docs
-	$(PY) -m sphinx -W --keep-going -b html docs docs/_build/html
+	$(ONE_THREAD) $(PY) -m sphinx -W --keep-going -b html docs docs/_build/html
 
 bench: $(VENV)/.core
 	$(PY) benchmarks/step_overhead.py

@@ -17,7 +17,7 @@ version = ".".join(release.split(".")[:2])
 
 extensions = ["myst_parser", "sphinx_gallery.gen_gallery", "settings_tables"]
 source_suffix = {".rst": "restructuredtext", ".md": "markdown"}
-exclude_patterns = ["_build", "gallery/*.ipynb", "gallery/*.py", "**sg_execution_times.rst"]
+exclude_patterns = ["_build", "_tables", "gallery/*.ipynb", "gallery/*.py", "**sg_execution_times.rst"]
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 

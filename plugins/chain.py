@@ -43,7 +43,8 @@ class Chain(nn.Module):
         self._epoch_pending = True
         self._steps_in_epoch = 0
         self._step: Step | None = None
-        self._evaluation: tuple[tuple[int, ...], Step] | None = None
+        self._bound: Step | None = None
+        self._evaluation: tuple[tuple[object, ...], Step] | None = None
         self._override: RowFunction | None = None
         self._parts: dict[str, Tensor] = {}
         self._part_steps = 0
@@ -51,10 +52,20 @@ class Chain(nn.Module):
     # -- steps
 
     @contextmanager
-    def step(self, batch: Batch, *, whole_table: bool = False, score_is_dot: bool = False) -> Iterator[Step]:
-        """Open one training step around the host's loss; tells the epoch clock."""
+    def step(
+        self, batch: Batch, *, whole_table: bool = False, beyond_batch: bool = False, score_is_dot: bool = False
+    ) -> Iterator[Step]:
+        """Open one training step around the host's loss; tells the epoch clock.
+
+        Args:
+            batch: the batch's ids.
+            whole_table: whether the host's loss scores against every item.
+            beyond_batch: whether the host may ask for items that no field of the batch holds.
+            score_is_dot: whether the host scores by the dot product with the candidate table.
+        """
         self._tick()
-        whole_table = whole_table and any("candidate" in a.roles for a in self.acting("items").values())
+        fused = any("candidate" in a.roles for a in self.acting("items").values())
+        whole_table = beyond_batch or (whole_table and fused)
         step = Step(self, kind="training", batch=batch, whole_table=whole_table, score_is_dot=score_is_dot)
         self._step = step
         self._bind(step)
@@ -65,7 +76,11 @@ class Chain(nn.Module):
             self._bind(None)
 
     def current(self) -> Step:
-        """The step under way; in evaluation one that lasts until the model changes; else one for a single use."""
+        """The step under way; in evaluation one that lasts until the model changes; else one for a single use.
+
+        A change is a move, an in-place write or another precision of autocast; a write through ``.data`` or NumPy
+        leaves no trace, and needs ``eval()`` after it.
+        """
         if self._step is not None:
             return self._step
         if self.training or torch.is_grad_enabled():
@@ -78,12 +93,12 @@ class Chain(nn.Module):
     @contextmanager
     def serving(self, step: Step | None = None) -> Iterator[Step]:
         """Bind the augmentations to ``step``, or to the current one, while they are being asked something."""
-        step = step or self.current()
+        step, previous = step or self.current(), self._bound
         self._bind(step)
         try:
             yield step
         finally:
-            self._bind(self._step)
+            self._bind(previous)  # one augmentation may ask for a table that another one makes
 
     def forget(self) -> None:
         """Drop what an evaluation remembered."""
@@ -98,13 +113,17 @@ class Chain(nn.Module):
         return self
 
     def _bind(self, step: Step | None) -> None:
+        self._bound = step
         for augmentation in self.augmentations().values():
             augmentation.step = step
 
-    def _versions(self) -> tuple[int, ...]:
+    def _versions(self) -> tuple[object, ...]:
         # In-place writes (an optimiser, load_state_dict) raise a tensor's version; moving the model makes new tensors.
         tensors = [self.item_table.raw, *self.parameters(), *self.buffers()]
-        return tuple(number for t in tensors for number in (t._version, t.data_ptr()))
+        numbers = [n for t in tensors for n in (0 if t.is_inference() else t._version, t.data_ptr())]
+        device = self.item_table.raw.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        return (*numbers, dtype)
 
     def _tick(self) -> None:
         # RecBole's dynamic negative sampling flips eval() and train() between the steps of one epoch.
@@ -142,7 +161,7 @@ class Chain(nn.Module):
 
     def has_one_table(self) -> bool:
         """Whether the encoder reads and the score uses the same rows."""
-        return all(a.roles == {"input", "candidate"} for a in self.acting("items").values())
+        return all(a.roles == a.by_item == {"input", "candidate"} for a in self.acting("items").values())
 
     @contextmanager
     def override(self, row_fn: RowFunction) -> Iterator[None]:
@@ -195,7 +214,7 @@ class Chain(nn.Module):
             rows = table if len(ids) == len(table) else table[ids]
             return self.items(step, rows, ids, role="candidate", sequence=None)
 
-        return step.lookup("weight", step.all_ids(), fuse)[0]
+        return step.lookup("recplug.weight", step.all_ids(), fuse)[0]
 
     # -- losses
 
@@ -230,5 +249,5 @@ class Chain(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        state.update(_step=None, _evaluation=None, _override=None, _parts={}, on_epoch=None)
+        state.update(_step=None, _bound=None, _evaluation=None, _override=None, _parts={}, on_epoch=None)
         return state

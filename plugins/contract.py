@@ -166,7 +166,7 @@ class Augmentation(nn.Module):
     it is never saved, copied or pickled with the module. :attr:`roles` says in which roles :meth:`items` changes rows;
     an augmentation that leaves candidates alone spares the host's full softmax a fused table. :attr:`by_item` says in
     which roles an item's row depends on the item alone, whatever the history: the adapter then fuses each item once a
-    step and gathers.
+    step and gathers. Where it names both roles, an item has the same row in both.
     """
 
     step: Step | None = None

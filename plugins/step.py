@@ -59,7 +59,7 @@ class Step:
         chain: the augmentations and the tables they act on.
         kind: ``"training"``, ``"evaluation"`` (memory is kept until the model changes) or ``"call"`` (a single use).
         batch: the batch's ids; empty outside training.
-        whole_table: whether the host's loss scores against every item, so that all rows are needed anyway.
+        whole_table: whether every row may be asked for: the host scores against all items, or reads beyond the batch.
         score_is_dot: whether the host scores by the dot product with the candidate table.
     """
 
@@ -143,7 +143,7 @@ class Step:
         """A per-item function, computed once per item and step, gathered at ``ids``.
 
         Args:
-            key: names the function within this step.
+            key: names the function within this step, for all plugins; begin it with your plugin's name.
             ids: item ids of any shape; in training they must belong to the batch, or be :meth:`all_ids`.
             compute: ``[r]`` item ids to one tensor ``[r, ...]`` or a tuple of them.
 

@@ -75,7 +75,7 @@ class ItemTable(nn.Embedding):
         def fuse(distinct: Tensor) -> Tensor:
             return chain.items(step, self.embed(distinct, table), distinct, role=role, sequence=None)
 
-        return step.lookup(f"rows.{role}", ids, fuse)[0]
+        return step.lookup(f"recplug.rows.{role}", ids, fuse)[0]
 
     def embed(self, ids: Tensor, table: Tensor) -> Tensor:
         """The host's own lookup of ``ids`` in ``table [n_rows, d]``."""

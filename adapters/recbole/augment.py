@@ -211,8 +211,12 @@ class Grafted(metaclass=_Meta):
             sequence=_field(interaction, self.ITEM_SEQ),  # type: ignore[attr-defined]
             lengths=_field(interaction, self.ITEM_SEQ_LEN),  # type: ignore[attr-defined]
         )
+        about = self.recplug_host
         with self.recplug.step(
-            batch, whole_table=self.recplug_full_softmax, score_is_dot=self.recplug_host.dot
+            batch,
+            whole_table=self.recplug_full_softmax,
+            beyond_batch=about.beyond_batch,
+            score_is_dot=about.dot,
         ) as step:
             host = super().calculate_loss(interaction, *args)  # type: ignore[misc]
             total = self.recplug.total_loss(step)

@@ -26,6 +26,7 @@ class Host:
         losses: the ``loss_type`` values that work; empty where the model has only one loss.
         last_item: whether the encoder reads the last item alone, as a one-dimensional index.
         only: a configuration key and the one value that works, or None.
+        beyond_batch: whether its loss encodes histories of other users too, whose items the batch does not hold.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Host:
     losses: tuple[str, ...] = ("CE", "BPR")
     last_item: bool = False
     only: tuple[str, str] | None = None
+    beyond_batch: bool = False
 
 
 def _refused(name: str, reason: str) -> Host:
@@ -64,7 +66,7 @@ HOSTS: dict[str, Host] = {
         Host("CORE", trim=True, losses=("CE",)),  # scores by cosine
         Host("SINE", dot=True),  # it attends to padding, and reshapes to the full length
         Host("SRGNN", trim=True, dot=True),
-        Host("FEARec", dot=True),  # it filters frequencies of the full length
+        Host("FEARec", dot=True, beyond_batch=True),  # it filters frequencies of the full length
         Host("SHAN", dot=True),  # it reads the last places, and what stands there depends on the length
         Host("HRM", dot=True),  # it takes the maximum over the last two places, padding where there is one item
         Host("FOSSIL", dot=True),  # it counts places from the full length, and sums the padding row

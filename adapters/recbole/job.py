@@ -15,6 +15,7 @@ from recbole.data import create_dataset, data_preparation
 from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.utils import get_trainer, init_seed
 
+from recplug.adapters.build import resolve
 from recplug.adapters.features import FeatureTable, find_tables
 from recplug.adapters.recbole.augment import KEYS, augment, check_config
 from recplug.adapters.recbole.compat import recbole_compat
@@ -29,6 +30,9 @@ from recplug.plugins.errors import RecplugError
 from recplug.plugins.registry import manager
 
 log = logging.getLogger("recplug")
+# What RecBole works out for itself, and does not take as a value.
+DERIVED = ("MODEL_TYPE", "MODEL_INPUT_TYPE", "eval_type", "valid_neg_sample_args", "test_neg_sample_args",
+           "device", "local_rank", "single_spec", "checkpoint_dir")  # fmt: skip
 PACKAGES = ("recplug", "torch", "recbole", "numpy", "pandas", "scipy")
 
 
@@ -116,16 +120,33 @@ class Job:
         config["features"] = {**_merged(self.files, "features"), **(self.values.get("features") or {})}
         for name in self.names:
             config[name] = {**_merged(self.files, name), **self.given.get(name, {})}
-        self.directory.write_config(config.final_config_dict, self._origins(config.final_config_dict))
+        self._write_config(config)
         return config
+
+    def _write_config(self, config: Any) -> None:
+        """Every value and its origin, such that the file repeats the run: without what RecBole derives."""
+        # Dotted keys of a file, like prism.scale, have found their way into what they belong to.
+        values = {k: v for k, v in config.final_config_dict.items() if k not in DERIVED and "." not in k}
+        negatives = values["train_neg_sample_args"]
+        if not negatives or negatives.get("distribution") == "none":
+            values["train_neg_sample_args"] = None  # as it was given: RecBole refuses its own resolved form
+        origins = self._origins(values)
+        if self.names:
+            values["plugin"], origins["plugin"] = self.names, "the run"
+        for name, settings in resolve(self.names, {name: config[name] for name in self.names}).items():
+            values[name] = settings.model_dump()
+            origins |= {f"{name}.{key}": "default" for key in values[name]}
+            for file, found in self.files.items():
+                origins |= {f"{name}.{key}": file.name for key in _merged({file: found}, name)}
+            origins |= {f"{name}.{key}": "given" for key in self.given.get(name, {})}
+        self.directory.write_config(values, origins)
 
     def _origins(self, resolved: Mapping[str, Any]) -> dict[str, str]:
         origins = dict.fromkeys(KEYS, "recplug")
         for file, settings in self.files.items():
             origins |= {key: file.name for key in settings if key in resolved}
         origins |= dict.fromkeys(self.values, "given")
-        origins |= dict.fromkeys(self.given, "given")
-        origins |= dict.fromkeys(("checkpoint_dir", "data_path", "dataset", "model", "device"), "the run")
+        origins |= dict.fromkeys(("data_path", "dataset", "model"), "the run")
         return origins
 
     def _build(self) -> tuple[Any, tuple[Any, Any, Any], Any]:
@@ -135,6 +156,12 @@ class Job:
         check_config(augmented.recplug_host, config)
         init_seed(config["seed"], config["reproducibility"])
         dataset = create_dataset(config)
+        if dataset.time_field not in dataset.inter_feat and not config["benchmark_filename"]:
+            raise RecplugError(
+                f"histories are in the order of TIME_FIELD '{dataset.time_field}', a column that {self.dataset}.inter "
+                f"lacks or load_col does not name; set TIME_FIELD, and in YAML load_col: {{inter: "
+                f"[{dataset.uid_field}, {dataset.iid_field}, {dataset.time_field}]}}"
+            )
         data = data_preparation(config, dataset)
         init_seed(config["seed"], config["reproducibility"])
         return config, data, augmented(config, data[0]._dataset).to(config["device"])
@@ -154,6 +181,7 @@ class Job:
             "seed": config["seed"],
             "mask_history": bool(config["mask_history"]),
             "trim_padding": model.recplug_trim,
+            "shuffle_features": bool(config["shuffle_features"]),
             "settings": {name: s.model_dump() for name, s in model.recplug_resolved.items()},
             "parameters": _parameters(model),
             "data_fingerprint": fingerprint(train_data, valid_data, test_data),

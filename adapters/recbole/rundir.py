@@ -46,6 +46,23 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
+def _untaken(path: Path) -> Path:
+    """Make ``path``, or the first of ``path-2``, ``path-3``, ... that nobody else has made, even at the same time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found, number = path, 1
+    while True:
+        try:
+            found.mkdir()
+            return found
+        except FileExistsError:
+            number += 1
+            found = path.with_name(f"{path.name}-{number}")
+
+
+def _line(key: str, value: Any) -> str:
+    return yaml.safe_dump({key: plain(value)}, default_flow_style=True, width=10_000).strip()[1:-1]
+
+
 @dataclass
 class RunDirectory:
     """Files of one run.
@@ -59,13 +76,18 @@ class RunDirectory:
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
-    def create(cls, path: Path) -> RunDirectory:
+    def create(cls, path: Path, *, beside: bool = False) -> RunDirectory:
         """Make a new directory.
+
+        Args:
+            path: where.
+            beside: whether to take ``path-2``, ``path-3``, ... where another run has taken ``path`` already.
 
         Raises:
             RecplugError: if it holds files already, or cannot be written.
         """
         try:
+            path = _untaken(path) if beside else path
             path.mkdir(parents=True, exist_ok=True)
             if any(path.iterdir()):
                 raise RecplugError(f"the output directory {path} is not empty; choose a new one with --output_dir")
@@ -82,11 +104,21 @@ class RunDirectory:
         return self.path / "checkpoint.pth"
 
     def write_config(self, values: Mapping[str, Any], origins: Mapping[str, str]) -> None:
-        """``config.yaml``: one key a line (a block for mappings), with the value's origin as a comment."""
+        """``config.yaml``: one key a line, with the value's origin as a comment; ``--config_files`` reads it again.
+
+        Args:
+            values: by key.
+            origins: where they come from, by key, or by ``KEY.NAME`` where a mapping is written as a block.
+        """
         lines = ["# The resolved configuration; the comment says where each value comes from."]
         for key in sorted(values):
-            text = yaml.safe_dump({key: plain(values[key])}, default_flow_style=True, width=10_000).strip()
-            lines.append(f"{text[1:-1]}  # {origins.get(key, 'RecBole')}")
+            if any(origin.startswith(f"{key}.") for origin in origins):
+                lines.append(f"{key}:")
+                lines += [
+                    f"  {_line(name, value)}  # {origins[f'{key}.{name}']}" for name, value in values[key].items()
+                ]
+            else:
+                lines.append(f"{_line(key, values[key])}  # {origins.get(key, 'RecBole')}")
         write(self.path / "config.yaml", "\n".join(lines) + "\n")
 
     def add_epoch(self, row: Mapping[str, Any]) -> None:

@@ -40,7 +40,7 @@ class RunResult:
     @property
     def test_result(self) -> dict[str, float]:
         """Test metrics of the epoch with the best validation score."""
-        return dict(self.result["test_result"])
+        return {metric: float(value) for metric, value in self.result["test_result"].items()}
 
     @property
     def best_valid_score(self) -> float:
@@ -93,15 +93,17 @@ def run(
     label = "+".join(names) or "bare"
     started = datetime.now().strftime("%Y%m%d-%H%M%S")
     path = Path(output_dir) if output_dir else Path("runs") / f"{host.__name__}-{label}-{dataset}-{started}"
-    job = Job(host, dataset, names, given, values, folder, files, RunDirectory.create(path), table)
+    directory = RunDirectory.create(path, beside=not output_dir)
+    job = Job(host, dataset, names, given, values, folder, files, directory, table)
     bare: RunResult | None = None
     if baseline:
         job.rehearse()
-        chosen = [settings["trim_padding"] for settings in (*files.values(), values) if "trim_padding" in settings]
+        chosen = [settings.get("trim_padding") for settings in (*files.values(), values)]
+        chosen = [choice for choice in chosen if choice is not None]
         bare_values = {**values, "trim_padding": chosen[-1] if chosen else _trims(host)}
         log.info("first the bare backbone, with the same budget and seed")
-        directory = RunDirectory.create(path / "baseline")
-        bare = _finish(Job(host, dataset, [], {}, bare_values, folder, files, directory, table))
+        below = RunDirectory.create(directory.path / "baseline")
+        bare = _finish(Job(host, dataset, [], {}, bare_values, folder, files, below, table))
     return _finish(job, bare)
 
 

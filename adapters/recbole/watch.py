@@ -87,7 +87,14 @@ def log_file(path: Path) -> Iterator[None]:
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     handler.addFilter(_without_colours)
-    level = root.level
+    level, others = root.level, list(root.handlers)
+
+    def as_before(record: logging.LogRecord) -> bool:
+        return record.levelno >= level
+
+    # RecBole logs to the root logger: handlers that others have put there keep what they would have shown.
+    for other in others:
+        other.addFilter(as_before)
     root.addHandler(handler)
     root.setLevel(logging.INFO)
     try:
@@ -95,6 +102,8 @@ def log_file(path: Path) -> Iterator[None]:
     finally:
         root.removeHandler(handler)
         root.setLevel(level)
+        for other in others:
+            other.removeFilter(as_before)
         handler.close()
 
 

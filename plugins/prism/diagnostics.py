@@ -151,8 +151,8 @@ def _gate_panel(prism: Prism, weights: Tensor) -> Panel:
         kind="histogram",
         title="How the gate weighs the experts, user by user",
         caption=f"Each user's mean weight of each expert over the training history ({len(known)} users; mean standard "
-        f"deviation between users {spread:.3f}). Bars that stand on top of each other at {1 / known.shape[1]:.2f} "
-        "mean that the gate has not learned to tell users apart.",
+        f"deviation between users {spread:.3f}). All at {1 / known.shape[1]:.2f}: the gate has learned nothing. Narrow "
+        "peaks: it prefers some experts, for all users alike. Wide ones: it tells users apart.",
         rows=expert_names(prism),
         xlabel="weight",
         ylabel="users",

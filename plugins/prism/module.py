@@ -140,7 +140,7 @@ class Prism(Augmentation):
 
     def projections(self, ids: Tensor) -> Tensor:
         """``[*ids.shape, M, d]``: projected content, each item once a step."""
-        return self._per_item("projections", ids, lambda r: (self.content(r),))[0]
+        return self._per_item("prism.projections", ids, lambda r: (self.content(r),))[0]
 
     def _per_item(self, key: str, ids: Tensor, compute: PerItem) -> tuple[Tensor, ...]:
         """``compute(ids [r])`` for each item once a step; for every id where no adapter is at work."""
@@ -154,7 +154,7 @@ class Prism(Augmentation):
             p = self.projections(ids)  # [..., M, d]
             mixed = self.control(p) if self.control is not None else p.sum(dim=-2)
             return self._weighted(mixed, p)
-        e, first, *plain = self._per_item("experts", ids, self._expert_items)  # [..., J, d], [..., 2d]
+        e, first, *plain = self._per_item("prism.experts", ids, self._expert_items)  # [..., J, d], [..., 2d]
         w = self.gate(first + self.gate.contexts(rows))  # [..., J]
         mixed = torch.einsum("...j,...jd->...d", w, e)
         return self._weighted(mixed, plain[0].unsqueeze(-2) if plain else None)
@@ -169,24 +169,36 @@ class Prism(Augmentation):
     def _fuse_by_user(self, rows: Tensor, ids: Tensor) -> Tensor:
         """Weights from the item's experts and the mean row of the history: ``[B, L, d]`` to ``[B, L, d]``."""
         real = self.real(ids)  # [B, L]
+        if ids.device.type == "cpu":
+            return self._fuse_real_positions(rows, ids, real)
         context = self.gate.contexts(masked_mean(rows, real))  # [B, 2d]
-        if ids.device.type != "cpu":
-            e, first, *plain = self._per_item("experts", ids, self._expert_items)
-            if self.settings.granularity == "sequence":
-                first = masked_mean(first, real).unsqueeze(1)  # [B, 1, 2d]
-            w = self.gate(first + context.unsqueeze(1))  # [B, L | 1, J]
-            mixed = torch.einsum("blj,bljd->bld", w.expand(*ids.shape, -1), e)
-            return rows + self._weighted(mixed, plain[0].unsqueeze(-2) if plain else None)
-        # Most positions are padding. Where counting them costs nothing they are left out, on the CPU that is.
-        user, place = real.nonzero(as_tuple=True)  # [n]
-        e, first, *plain = self._per_item("experts", ids[user, place], self._expert_items)
+        e, first, *plain = self._per_item("prism.experts", ids, self._expert_items)
         if self.settings.granularity == "sequence":
-            sums = first.new_zeros(len(ids), first.shape[-1]).index_add(0, user, first)
-            first = (sums / real.sum(dim=1, keepdim=True).clamp(min=1))[user]
-        w = self.gate(first + context[user])  # [n, J]
+            first = masked_mean(first, real).unsqueeze(1)  # [B, 1, 2d]
+        w = self.gate(first + context.unsqueeze(1))  # [B, L | 1, J]
+        mixed = torch.einsum("blj,bljd->bld", w.expand(*ids.shape, -1), e)
+        return rows + self._weighted(mixed, plain[0].unsqueeze(-2) if plain else None)
+
+    def _fuse_real_positions(self, rows: Tensor, ids: Tensor, real: Tensor) -> Tensor:
+        """The same without padding, which is most of what there is; counting it would stop an accelerator."""
+        place = real.flatten().nonzero().squeeze(-1)  # [n]
+        user = place // ids.shape[1]
+        flat = rows.flatten(0, 1)  # [B*L, d]
+        count = real.sum(dim=1, keepdim=True).clamp(min=1)  # [B, 1]
+
+        def mean_by_user(values: Tensor) -> Tensor:
+            return values.new_zeros(len(ids), values.shape[-1]).index_add(0, user, values) / count
+
+        # index_select throughout: its backward adds rows up much faster than that of indexing with a tensor.
+        items = ids.flatten().index_select(0, place)
+        e, first, *plain = self._per_item("prism.experts", items, self._expert_items)  # [n, J, d], [n, 2d]
+        if self.settings.granularity == "sequence":
+            first = mean_by_user(first).index_select(0, user)
+        context = self.gate.contexts(mean_by_user(flat.index_select(0, place)))  # [B, 2d]
+        w = self.gate(first + context.index_select(0, user))  # [n, J]
         mixed = torch.einsum("nj,njd->nd", w, e)
         content = self._weighted(mixed, plain[0].unsqueeze(-2) if plain else None)
-        return rows + rows.new_zeros(rows.shape).index_put((user, place), content.to(rows.dtype))
+        return flat.index_add(0, place, content.to(flat.dtype)).view(rows.shape)
 
     def _fuse_pooled(self, rows: Tensor, ids: Tensor) -> Tensor:
         """The authors' code: one vector a sequence, added at every position: ``[B, L, d]`` to ``[B, L, d]``."""

@@ -54,7 +54,7 @@ def prediction_losses(prism: Prism, step: Step) -> dict[str, Tensor]:
             def rows_of(
                 rows: Tensor, ids: Tensor, _: Tensor | None, at: tuple[int, int] = (expert, condition)
             ) -> Tensor:
-                return rows + prism.scale * step.lookup("variants", ids, variants)[0][..., at[0], at[1], :]
+                return rows + prism.scale * step.lookup("prism.variants", ids, variants)[0][..., at[0], at[1], :]
 
             encoded[expert, condition] = step.reencode(rows_of)  # [B, d]
     nothing = torch.zeros_like(next(iter(encoded.values())))

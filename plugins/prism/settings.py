@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from recplug.plugins.settings import PluginSettings, setting
 
@@ -77,8 +77,18 @@ class PrismSettings(PluginSettings):
         False, "Add the sum of the projections to the item's row as well (the authors' code does).", paper="code"
     )
     tune_features: bool = setting(False, "Train the content vectors too, in float32 (the authors' code does).")
-    loss_items: int = setting(512, "At most so many items of a batch enter the item-level losses.", ge=2)
+    loss_items: int = setting(
+        512,
+        "At most so many items a step enter the item-level losses: of the batch, or of all items where the backbone's "
+        "softmax needs every fused row anyway.",
+        ge=2,
+    )
     modalities: tuple[str, ...] = setting((), "Which feature tables to use; empty: all that the data set has.")
+
+    @field_validator("modalities", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _check(self) -> PrismSettings:

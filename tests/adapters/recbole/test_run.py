@@ -1,6 +1,7 @@
 """``run``: what a run directory holds, and that a run leaves nothing else changed."""
 
 import csv
+import io
 import json
 import logging
 import sys
@@ -187,12 +188,31 @@ def test_the_adapter_file_holds_what_plugins_added_and_no_more(finished):
 def test_the_configuration_says_where_values_come_from(finished):
     text = (finished[3] / "runs" / "one" / "config.yaml").read_text()
     values = yaml.safe_load(text)
-    origin = {line.split(":")[0]: line.rsplit("# ", 1)[1] for line in text.splitlines() if not line.startswith("#")}
+    origin = {line.split(":")[0]: line.rpartition("# ")[2] for line in text.splitlines() if not line.startswith("#")}
     assert (values["epochs"], origin["epochs"]) == (2, "given")
     assert (values["learning_rate"], origin["learning_rate"]) == (0.001, "RecBole")
-    assert (values["prism"]["scale"], origin["prism"]) == (0.5, "given")
+    assert (values["prism"]["scale"], origin["  scale"]) == (0.5, "given")
+    assert (values["prism"]["margin"], origin["  margin"]) == (0.2, "default")
+    assert values["plugin"] == ["prism"]
     assert (values["shuffle_features"], origin["shuffle_features"]) == (False, "recplug")
-    assert set(origin) == set(values)
+    assert set(origin) == {*values, *(f"  {key}" for key in values["prism"])}
+
+
+def test_the_configuration_repeats_the_run(finished, tmp_path):
+    file = finished[3] / "runs" / "one" / "config.yaml"
+    names = yaml.safe_load(file.read_text())
+    again = run(names["model"], names["dataset"], names["plugin"], config_files=[file], data_path=names["data_path"],
+                output_dir=tmp_path / "again")  # fmt: skip
+    assert again.test_result == finished[0].test_result
+    assert again.result["settings"] == finished[0].result["settings"]
+
+
+def test_a_file_without_times_is_refused_in_one_line(tmp_path):
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "bare.inter").write_text("user_id:token\titem_id:token\n" + "u1\ti1\nu1\ti2\nu1\ti3\nu1\ti4\n")
+    with pytest.raises(RecplugError, match="TIME_FIELD 'timestamp'"):
+        run("SASRec", "bare", [], {}, data_path=tmp_path, output_dir=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_diagnostics_are_drawn(finished):
@@ -225,6 +245,7 @@ def losses_of(result):
 def test_shuffled_features_and_the_mask_change_results(go):
     plain = go(epochs=1, **{"prism.scale": 1.0})
     shuffled = go(output_dir="shuffled", epochs=1, shuffle_features=True, **{"prism.scale": 1.0})
+    assert shuffled.result["shuffle_features"], "a control says that it is one"
     assert losses_of(shuffled) != losses_of(plain)
     masked = go(output_dir="masked", epochs=1, mask_history=True, **{"prism.scale": 1.0})
     assert losses_of(masked) == losses_of(plain)
@@ -357,3 +378,17 @@ def test_the_bundled_data_set(tmp_path, monkeypatch):
     assert {path.name for path in (tmp_path / "run").iterdir()} >= FILES
     assert set(result.result["features"]) == {"image", "text"}
     assert result.test_result["recall@10"] > 0.01  # chance is 10 of 1,585
+
+
+def test_other_peoples_log_handlers_show_what_they_showed_before(go):
+    """RecBole logs to the root logger; a notebook's or a server's own handler there must not fill with it."""
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        result = go(epochs=1)
+    finally:
+        root.removeHandler(handler)
+    assert "epoch 0 training" in (result.directory / "run.log").read_text()
+    assert stream.getvalue() == ""
