@@ -47,7 +47,6 @@ $(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/.torch
 
 demo: $(VENV)/.core
 	$(abspath $(VENV))/bin/run_recbole --model SASRec --plugin prism --baseline true
-	@echo "run directory: $$(ls -td runs/*/ | head -n 1)"
 
 test: $(VENV)/.dev
 	$(ONE_THREAD) $(PY) -m pytest -m "not slow" -n $(JOBS) --dist loadfile

@@ -51,7 +51,7 @@ def check(plugin: Plugin, settings: PluginSettings, context: Context, *, seams: 
     if len(context.modalities) < needs.modalities:
         raise RecplugError(
             f"{plugin.name} needs {needs.modalities} feature table(s), found {len(context.modalities)}; "
-            f"make one with: recplug features import --help"
+            f"name one with --features.image FILE, or make one with: recplug features import --help"
         )
     if needs.factors and context.factors is None:
         raise RecplugError(f"{plugin.name} needs factor profiles; make them with: recplug factors induce --help")

@@ -123,7 +123,14 @@ def _remedies() -> list[Finding]:
 def _torchvision() -> list[Finding]:
     version = _version("torchvision")
     if version is None:
-        return [Finding("torchvision", "note", "not installed", "only for image features: pip install -c constraints.txt 'recplug[clip]'")]
+        return [
+            Finding(
+                "torchvision",
+                "note",
+                "not installed",
+                "only for image features: pip install -c constraints.txt 'recplug[clip]'",
+            )
+        ]
     # In a process of its own: an import that fails half-way leaves operators registered in this one.
     done = subprocess.run(
         [sys.executable, "-c", "import torchvision"], capture_output=True, text=True, timeout=60, check=False

@@ -14,8 +14,8 @@ The same from the command line::
 # %%
 # Train
 # -----
-# The data set's own settings (sequence length 20, batch 512, early stopping on the validation's ``NDCG@10``) apply; anything can
-# be overridden, with RecBole's keys for the backbone and with ``prism.`` keys for the plugin.
+# The data set's own settings (sequence length 20, batch 512, early stopping on the validation's ``NDCG@10``) apply;
+# anything can be overridden, with RecBole's keys for the backbone and with ``prism.`` keys for the plugin.
 
 import csv
 import tempfile

@@ -28,10 +28,14 @@ class _Console(logging.Handler):
 
 
 def show_log() -> None:
-    """Show our own log lines on the console; RecBole's stay in the run's log file."""
+    """Show our own log lines, and warnings of RecBole's, on the console; the rest stays in the run's log file."""
     log = logging.getLogger("recplug")
     if not any(isinstance(handler, _Console) for handler in log.handlers):
         log.addHandler(_Console())
+        warned = _Console(logging.WARNING)
+        # Our own lines are shown already, and a traceback belongs into the log file.
+        warned.addFilter(lambda record: not record.name.startswith("recplug") and not record.exc_info)
+        logging.getLogger().addHandler(warned)
     log.setLevel(logging.INFO)
     warnings.filterwarnings("ignore", module="recbole")
 

@@ -33,8 +33,10 @@ class Prism(Augmentation):
 
     Where we deviate: content vectors are frozen and normalised; means over a history leave padding out; what replaces
     a masked modality has the signal's own scale; an item without a vector gets a learned default and no interaction
-    loss; the losses act on the batch's distinct items by default, where the paper re-runs the recommender 12 times
-    (``loss_level="prediction"``) and the authors' code works on one pooled vector a sequence (``"sequence_pooled"``).
+    loss; by default the losses act on items, at most ``loss_items`` a step, drawn from those that the step fuses (the
+    batch's, or all of them under a full softmax with fused candidates), where the paper re-runs the recommender 12
+    times (``loss_level="prediction"``) and the authors' code works on one pooled vector a sequence
+    (``"sequence_pooled"``).
 
     Args:
         modalities: M >= 1 content sources, aligned with the host's item rows. With M = 1 the interaction losses are
@@ -225,7 +227,7 @@ class Prism(Augmentation):
         """Weighted uniqueness losses (one a modality), synergy and redundancy (eq. 9)."""
         if not self.interacts:
             return {}
-        level = {
+        level: dict[str, Callable[[Step], dict[str, Tensor]]] = {
             "item": self._loss_on_items,
             "prediction": partial(prediction_losses, self),
             "sequence_pooled": self._loss_on_pools,

@@ -128,3 +128,8 @@ def test_a_host_may_ask_for_items_beyond_its_batch():
     with model.chain.step(BATCH, beyond_batch=True):
         model.table(BATCH.sequence)
         assert model.table(strangers).isfinite().all()
+
+
+def test_modalities_may_be_named_on_a_command_line():
+    assert PrismSettings(modalities="image, text").modalities == ("image", "text")
+    assert PrismSettings(modalities="image").modalities == ("image",)

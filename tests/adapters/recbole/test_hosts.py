@@ -231,3 +231,15 @@ def test_an_alias_of_the_table_is_the_table(build, batch_of):
         model.recplug.plugins["prism"].roles = frozenset({"input"})
         model.recplug.forget()
         assert not torch.equal(model.full_sort_predict(batch_of(test)), fused)
+
+
+@pytest.mark.parametrize("fusion", ["item", "user"])
+@pytest.mark.parametrize("loss", ["CE", "BPR"])
+def test_a_loss_that_reads_other_users_histories_finds_their_items(loss, fusion, build, batch_of):
+    settings = {"prism": {"scale": 0.5, "candidates": "id", "fusion": fusion}}
+    more = {"contrast": "su", "sim": "dot", "tau": 1.0, "loss_type": loss}
+    _, model, train, *_ = build("FEARec", "prism", settings, **more)
+    whole = batch_of(train)
+    for few in range(0, 40, 5):
+        losses = model.calculate_loss(whole[torch.arange(few, few + 5)])
+        assert all(part.isfinite() for part in losses)
