@@ -37,6 +37,7 @@ class Chain(nn.Module):
         self.padding_id = context.padding_id
         self.mask_id = context.mask_id
         self.steps_per_epoch = context.steps_per_epoch
+        self.flips_mode = False  # whether the host switches modes between the steps of one epoch
         self.epoch = -1
         self.start_epoch = 0
         self.on_epoch: Callable[[int], None] | None = None
@@ -127,7 +128,7 @@ class Chain(nn.Module):
 
     def _tick(self) -> None:
         # RecBole's dynamic negative sampling flips eval() and train() between the steps of one epoch.
-        begun = 0 < self._steps_in_epoch < self.steps_per_epoch
+        begun = self.flips_mode and 0 < self._steps_in_epoch < self.steps_per_epoch
         if self._epoch_pending and not begun:
             self.epoch = self.start_epoch if self.epoch < 0 else self.epoch + 1
             self._steps_in_epoch = 0

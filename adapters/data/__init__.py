@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recplug.adapters.data.checking import check_directory, dataset_in, settings_of
+from recplug.adapters.files import replacing
 from recplug.plugins.errors import RecplugError, did_you_mean
 
 __all__ = ["DataSet", "bundled", "check", "get", "locate"]
@@ -139,9 +140,5 @@ def check(directory_or_name: str | os.PathLike[str]) -> list[str]:
 def _copy(file: Path, to: Path) -> None:
     """Copy so that an interruption leaves no half file, which the next attempt would take for the user's own."""
     to.parent.mkdir(parents=True, exist_ok=True)
-    partial = to.with_name(f".{to.name}.{os.getpid()}.part")
-    try:
+    with replacing(to) as partial:
         shutil.copyfile(file, partial)
-        os.replace(partial, to)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -22,6 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from recplug.adapters.files import replacing
 from recplug.plugins.contract import Modality
 from recplug.plugins.errors import RecplugError
 
@@ -123,15 +124,12 @@ class FeatureTable:
             RecplugError: where the file cannot be written.
         """
         target = Path(path)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.part")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            self._write(partial)
-            os.replace(partial, target)
+            with replacing(target) as partial:
+                self._write(partial)
         except OSError as error:
             raise RecplugError(f"cannot write {target}: {error.strerror}; choose another place") from None
-        finally:
-            partial.unlink(missing_ok=True)
 
     @cached_property
     def sha256(self) -> str:

@@ -138,6 +138,7 @@ class Grafted(metaclass=_Meta):
         context = self._recplug_context(config, dataset, embedding.num_embeddings, embedding.embedding_dim)
         self.recplug = build_chain(self.recplug_resolved, context, encoder=host.dot)
         ItemTable.graft(embedding, self.recplug, one_dimensional_input=host.last_item)
+        self.recplug.flips_mode = bool((config["train_neg_sample_args"] or {}).get("dynamic"))
         self.recplug_full_softmax = config["loss_type"] == "CE"
         self.recplug_trim = self._recplug_trim(config)
         self.recplug_history: Tensor | None = None

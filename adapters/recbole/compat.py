@@ -28,6 +28,7 @@ import numpy as np
 import scipy.sparse
 import torch
 
+from recplug.adapters.files import replacing
 from recplug.adapters.recbole import gaps
 from recplug.adapters.recbole.scoped import replaced
 
@@ -122,12 +123,8 @@ def own_checkpoints() -> Iterator[None]:
         if not isinstance(f, (str, os.PathLike)):
             save(obj, f, *args, **kwargs)
             return
-        partial = Path(f).with_name(f".{Path(f).name}.{os.getpid()}.part")
-        try:
+        with replacing(f) as partial:
             save(obj, partial, *args, **kwargs)
-            os.replace(partial, f)
-        finally:
-            partial.unlink(missing_ok=True)
         written.add(Path(f).resolve())
 
     save_and_note.keeps_note = True  # type: ignore[attr-defined]

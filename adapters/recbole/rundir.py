@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ import yaml
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
+from recplug.adapters.files import replacing
 from recplug.adapters.panels import draw
 from recplug.plugins.chain import Chain
 from recplug.plugins.contract import Panel
@@ -24,13 +24,9 @@ from recplug.plugins.errors import RecplugError
 
 
 def write(path: Path, content: bytes | str) -> None:
-    """Write a whole file or none: to a neighbour first, then over the old one."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    """Write a whole file or none."""
+    with replacing(path) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def plain(value: Any) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from recplug.adapters.build import build_chain, resolve
 from recplug.adapters.features import FeatureTable
+from recplug.adapters.files import replacing
 from recplug.plugins.chain import Chain
 from recplug.plugins.contract import Context, Family, Modality
 from recplug.plugins.errors import RecplugError, did_you_mean
@@ -192,15 +192,12 @@ class Attachment:
         Raises:
             RecplugError: where the file cannot be written.
         """
-        target = Path(path)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.part")
+        stored = save({name: t.cpu().contiguous().clone() for name, t in self.state_dict().items()})
         try:
-            partial.write_bytes(save({name: t.cpu().contiguous().clone() for name, t in self.state_dict().items()}))
-            os.replace(partial, target)
+            with replacing(path) as partial:
+                partial.write_bytes(stored)
         except OSError as error:
-            raise RecplugError(f"cannot write {target}: {error.strerror}; choose another place") from None
-        finally:
-            partial.unlink(missing_ok=True)
+            raise RecplugError(f"cannot write {path}: {error.strerror}; choose another place") from None
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Read what :meth:`save` wrote, for the same plugins and settings.

@@ -206,6 +206,7 @@ def test_flipping_modes_within_an_epoch_is_no_new_epoch():
     """RecBole's dynamic negative sampling evaluates between the steps of one epoch."""
     listening = Listening()
     host = grafted(steps_per_epoch=4, listening=listening)
+    host.chain.flips_mode = True
     for _ in range(2):
         host.train()
         for _ in range(4):
@@ -214,6 +215,17 @@ def test_flipping_modes_within_an_epoch_is_no_new_epoch():
             host.train()
     assert listening.heard == [0, 1]
     assert host.chain.epoch == 1
+
+
+def test_an_epoch_may_be_shorter_than_planned():
+    """A distributed rank has its share of the steps; every train() after a step begins an epoch all the same."""
+    listening = Listening()
+    host = grafted(steps_per_epoch=4, listening=listening)
+    for _ in range(3):
+        host.train()
+        steps(host, 2)
+        host.eval()
+    assert listening.heard == [0, 1, 2]
 
 
 def test_a_resumed_run_counts_on():
