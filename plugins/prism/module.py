@@ -171,8 +171,11 @@ class Prism(Augmentation):
     def _fuse_by_user(self, rows: Tensor, ids: Tensor) -> Tensor:
         """Weights from the item's experts and the mean row of the history: ``[B, L, d]`` to ``[B, L, d]``."""
         real = self.real(ids)  # [B, L]
-        if ids.device.type == "cpu":
-            return self._fuse_real_positions(rows, ids, real)
+        fuse = self._fuse_real_positions if ids.device.type == "cpu" else self._fuse_every_position
+        return fuse(rows, ids, real)
+
+    def _fuse_every_position(self, rows: Tensor, ids: Tensor, real: Tensor) -> Tensor:
+        """With padding, in shapes that are known beforehand: nothing stops an accelerator."""
         context = self.gate.contexts(masked_mean(rows, real))  # [B, 2d]
         e, first, *plain = self._per_item("prism.experts", ids, self._expert_items)
         if self.settings.granularity == "sequence":

@@ -97,8 +97,11 @@ def dense_by_user(prism, raw, sequence, granularity, residual):
 
 @pytest.mark.parametrize("granularity", ["position", "sequence"])
 @pytest.mark.parametrize("residual", [False, True])
-def test_user_mode_is_the_dense_formula(granularity, residual):
+@pytest.mark.parametrize("path", ["_fuse_real_positions", "_fuse_every_position"])
+def test_user_mode_is_the_dense_formula(path, granularity, residual, monkeypatch):
+    """Both ways: without padding, as on the CPU, and with it, as on an accelerator."""
     host, prism, batch = host_of(granularity=granularity, residual=residual)
+    monkeypatch.setattr(prism, "_fuse_real_positions", getattr(prism, path))
     raw = host.chain.item_table.raw
     expected = dense_by_user(prism, raw, batch.sequence, granularity, residual)
     parameters = [raw, *(p for p in prism.parameters() if p.requires_grad)]
