@@ -182,7 +182,7 @@ class Prism(Augmentation):
             first = masked_mean(first, real).unsqueeze(1)  # [B, 1, 2d]
         w = self.gate(first + context.unsqueeze(1))  # [B, L | 1, J]
         mixed = torch.einsum("blj,bljd->bld", w.expand(*ids.shape, -1), e)
-        return rows + self._weighted(mixed, plain[0].unsqueeze(-2) if plain else None)
+        return rows + self._weighted(mixed, plain[0].unsqueeze(-2) if plain else None) * real.unsqueeze(-1)
 
     def _fuse_real_positions(self, rows: Tensor, ids: Tensor, real: Tensor) -> Tensor:
         """The same without padding, which is most of what there is; counting it would stop an accelerator."""
