@@ -64,8 +64,8 @@ def attach(
         family: ``"sequential"`` or ``"graph"``; matrix factorisation counts as the second.
         encode: from a batch to user vectors ``[B, d]``, for losses that run the model's encoder again.
         score_is_dot: whether the model scores by the dot product of such a vector with the item table.
-        steps_per_epoch: training steps in one epoch, for plugins with a schedule; without it an epoch begins with the
-            first step after ``model.train()``.
+        steps_per_epoch: training steps in one epoch, for plugins with a schedule. An epoch begins with the first step
+            after ``model.train()``.
         seed: of the plugins' parameters and noise; the global random state stays as it is.
 
     Raises:
