@@ -48,6 +48,9 @@ def check(plugin: Plugin, settings: PluginSettings, context: Context, *, seams: 
         )
     if missing := sorted(needs.seams - seams):
         raise RecplugError(f"{plugin.name} acts on {missing}, which {context.host} does not offer")
+    if needs.one_of and not needs.one_of & seams:
+        places = " or ".join(sorted(needs.one_of))
+        raise RecplugError(f"{plugin.name} acts on {places}, neither of which {context.host} offers")
     if len(context.modalities) < needs.modalities:
         raise RecplugError(
             f"{plugin.name} needs {needs.modalities} feature table(s), found {len(context.modalities)}; "

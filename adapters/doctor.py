@@ -171,7 +171,8 @@ def _data() -> list[Finding]:
 
     findings = []
     for name, data_set in bundled().items():
-        if (data_set.directory / f"{name}.inter").is_file():
+        # Whole, or as a ready-made split.
+        if any(any(data_set.directory.glob(pattern)) for pattern in (f"{name}.inter", f"{name}.*.inter")):
             findings.append(Finding(f"data: {name}", "ok", "bundled"))
         else:
             findings.append(Finding(f"data: {name}", "problem", "its files are not there", "reinstall recplug"))

@@ -37,7 +37,13 @@ def _heatmap(axes: Axes, panel: Panel, values: np.ndarray) -> None:
     low, high = panel.limits or (float(np.nanmin(values)), float(np.nanmax(values)))
     image = axes.imshow(values, cmap="RdBu_r" if low < 0 < high else "viridis", vmin=low, vmax=high, aspect="auto")
     axes.figure.colorbar(image, ax=axes)
-    axes.set_xticks(range(values.shape[1]), panel.columns or None)
+    crowded = sum(map(len, panel.columns)) > 60
+    axes.set_xticks(
+        range(values.shape[1]),
+        panel.columns or None,
+        rotation=30 if crowded else 0,
+        ha="right" if crowded else "center",
+    )
     axes.set_yticks(range(values.shape[0]), panel.rows or None)
     middle, span = (low + high) / 2, max(high - low, 1e-9)
     for (row, column), value in np.ndenumerate(values):
@@ -78,6 +84,9 @@ def _curves(axes: Axes, panel: Panel, values: np.ndarray) -> None:
     for index, line in enumerate(values):
         label = panel.rows[index] if panel.rows else None
         axes.plot(np.arange(len(line)), line, color=COLOURS[index % len(COLOURS)], linewidth=1.5, label=label)
+    if panel.columns:  # what the horizontal axis counts, at five places
+        places = np.linspace(0, values.shape[1] - 1, 5).round().astype(int)
+        axes.set_xticks(places, [panel.columns[place] for place in places])
     if panel.limits:
         axes.set_ylim(panel.limits)
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,24 +1,32 @@
-"""Build the bundled Amazon Scientific sets from their source folder.
+"""Build the bundled data sets from their source folders; running it again writes the same bytes.
 
-    python benchmarks/build_bundled_data.py --source DIR
+    python benchmarks/build_bundled_data.py --scientific DIR --baby DIR
 
-DIR holds ``scientific.inter.gz``, ``items.tsv.gz``, ``image_feat.npy``, ``text_feat.npy`` and ``full/``. Items are
-renamed to their ASINs, so that both sets share one pair of feature tables. Running it again writes the same bytes.
+The Scientific folder holds ``scientific.inter.gz``, ``items.tsv.gz``, ``image_feat.npy``, ``text_feat.npy`` and
+``full/``. Items are renamed to their ASINs, so that both sets share one pair of feature tables.
+
+The Baby folder is the one that ``recplug data get amazon-baby --from DIR`` takes. Its cut keeps the source's ids and
+split: the 1,000 items with the most training interactions, then, again and again until nothing more goes, users with
+at least 5 training interactions, one of validation and one of the test, and items with at least 5 of training.
 """
 
 from __future__ import annotations
 
 import argparse
 import gzip
+import tempfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
+from recplug.adapters.data.convert import PARTS, RECIPES, convert
 from recplug.adapters.features import FeatureTable, Provenance, from_npy
 
-NAME, FULL = "amazon-scientific", "amazon-scientific-full"
+NAME, FULL, BABY = "amazon-scientific", "amazon-scientific-full", "amazon-baby-small"
 HEADER = ["user_id:token", "item_id:token", "order:float"]
-COUNTS = {NAME: (2_928, 1_585, 19_712), FULL: (8_442, 4_385, 59_384)}
+COUNTS = {NAME: (2_928, 1_585, 19_712), FULL: (8_442, 4_385, 59_384), BABY: (1_489, 890, 16_880)}
+BABY_ITEMS, BABY_LEAST = 1_000, 5
 WIDTH = 512
 CLIP = Provenance(
     encoder="CLIP ViT-B/32",
@@ -67,15 +75,8 @@ def build(name: str, interactions: Path, items: Path, output: Path) -> list[str]
     return asins
 
 
-def main() -> None:
-    here = Path(__file__).resolve().parent.parent
-    parser = argparse.ArgumentParser(description="Build the bundled Amazon Scientific sets.")
-    parser.add_argument("--source", type=Path, required=True, help="the folder of the source data")
-    parser.add_argument("--output", type=Path, default=here / "adapters" / "data", help="where the sets' folders go")
-    arguments = parser.parse_args()
-    source, output = arguments.source, arguments.output
-    expect((source / "items.tsv.gz").is_file(), f"no items.tsv.gz in {source}; --source names the source data's folder")
-
+def scientific(source: Path, output: Path) -> None:
+    expect((source / "items.tsv.gz").is_file(), f"no items.tsv.gz in {source}; --scientific names the source folder")
     asins = build(NAME, source / "scientific.inter.gz", source / "items.tsv.gz", output / NAME)
     full = build(FULL, source / "full/scientific_full.inter.gz", source / "full/items.tsv.gz", output / FULL)
     # The full set's own pointer into the matrices must say what aligning by ASIN says.
@@ -92,8 +93,67 @@ def main() -> None:
         expect(stored.tokens == tuple(asins) and stored.features.shape[1] == WIDTH, f"{path.name} lost items or width")
         expect(stored.features.numpy().tobytes() == matrix.tobytes(), f"{path.name} differs from its source")
         print(f"{path.name}: {len(asins):,} x {WIDTH}, sha256 {stored.sha256}")
-    for name, (users, items, interactions) in COUNTS.items():
-        print(f"{name}: {users:,} users, {items:,} items, {interactions:,} interactions")
+
+
+def baby(source: Path, output: Path) -> None:
+    """The cut of Baby: parts of the split, ASINs, and both feature tables, each a subset of the converted files."""
+    with tempfile.TemporaryDirectory() as place:
+        whole = convert(RECIPES["amazon-baby"], source, place)
+        text = {part: (whole / f"amazon-baby.{part}.inter").read_text().splitlines()[1:] for part in PARTS}
+        rows = {part: [tuple(line.split("\t")) for line in lines] for part, lines in text.items()}
+        rows = dense(rows)
+        catalogue = [line.split("\t") for line in (whole / "amazon-baby.item").read_text().splitlines()[1:]]
+        tables = [FeatureTable.load(whole / f"amazon-baby.{modality}.safetensors") for modality in ("image", "text")]
+    items = {item for part in rows.values() for _, item in part}
+    users = {user for part in rows.values() for user, _ in part}
+    found = (len(users), len(items), sum(map(len, rows.values())))
+    expect(found == COUNTS[BABY], f"{BABY} has {found}, not {COUNTS[BABY]}")
+    for part, own in rows.items():
+        write(output / BABY / f"{BABY}.{part}.inter", HEADER[:2], [list(row) for row in own])
+    kept = [row[:2] for row in catalogue if row[0] in items]
+    write(output / BABY / f"{BABY}.item", ["item_id:token", "asin:token"], kept)
+    for table in tables:
+        places = [place for place, token in enumerate(table.tokens) if token in items]
+        tokens = tuple(table.tokens[place] for place in places)
+        path = output / BABY / f"{BABY}.{table.modality}.safetensors"
+        part = FeatureTable(table.features[places], tokens, table.modality, table.metadata)
+        part.save(path)
+        print(f"{path.name}: {len(tokens):,} x {part.features.shape[1]}, sha256 {part.sha256}")
+
+
+def dense(rows: dict[str, list[tuple[str, ...]]]) -> dict[str, list[tuple[str, ...]]]:
+    """The interactions among items and users that have enough of each other, by part."""
+    popular = Counter(item for _, item in rows["train"])
+    items = set(sorted(popular, key=lambda item: (-popular[item], int(item)))[:BABY_ITEMS])
+    while True:
+        rows = {part: [row for row in own if row[1] in items] for part, own in rows.items()}
+        counts = Counter(user for user, _ in rows["train"])
+        later = {user for user, _ in rows["valid"]} & {user for user, _ in rows["test"]}
+        users = {user for user in later if counts[user] >= BABY_LEAST}
+        kept = {part: [row for row in own if row[0] in users] for part, own in rows.items()}
+        counts = Counter(item for _, item in kept["train"])
+        items = {item for item in counts if counts[item] >= BABY_LEAST}
+        if kept == rows and all(row[1] in items for own in rows.values() for row in own):
+            return rows
+        rows = kept
+
+
+def main() -> None:
+    here = Path(__file__).resolve().parent.parent
+    parser = argparse.ArgumentParser(description="Build the bundled data sets.")
+    parser.add_argument("--scientific", type=Path, metavar="DIR", help="source folder of Amazon Scientific")
+    parser.add_argument("--baby", type=Path, metavar="DIR", help="source folder of Amazon Baby")
+    parser.add_argument("--output", type=Path, default=here / "adapters" / "data", help="where the sets' folders go")
+    arguments = parser.parse_args()
+    if arguments.scientific is None and arguments.baby is None:
+        parser.error("give --scientific DIR, --baby DIR or both")
+    for source, make, names in ((arguments.scientific, scientific, (NAME, FULL)), (arguments.baby, baby, (BABY,))):
+        if source is None:
+            continue
+        make(source, arguments.output)
+        for name in names:
+            users, items, interactions = COUNTS[name]
+            print(f"{name}: {users:,} users, {items:,} items, {interactions:,} interactions")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from recplug.plugins.contract import SEAMS, Augmentation, Context, Role, Seam, Side
 from recplug.plugins.errors import RecplugError
 from recplug.plugins.step import Batch, RowFunction, Step
-from recplug.plugins.table import ItemTable, special_rows
+from recplug.plugins.table import ItemTable, Table, UserTable, special_rows
 
 
 class Chain(nn.Module):
@@ -27,7 +27,8 @@ class Chain(nn.Module):
         context: what they were built with.
     """
 
-    item_table: ItemTable
+    item_table: ItemTable | None = None
+    user_table: UserTable | None = None
 
     def __init__(self, augmentations: Mapping[str, Augmentation], context: Context) -> None:
         super().__init__()
@@ -36,6 +37,7 @@ class Chain(nn.Module):
         self.host = context.host
         self.padding_id = context.padding_id
         self.mask_id = context.mask_id
+        self.loss_reduction = context.loss_reduction
         self.steps_per_epoch = context.steps_per_epoch
         self.flips_mode = False  # whether the host switches modes between the steps of one epoch
         self.epoch = -1
@@ -65,7 +67,7 @@ class Chain(nn.Module):
             score_is_dot: whether the host scores by the dot product with the candidate table.
         """
         self._tick()
-        fused = any("candidate" in a.roles for a in self.acting("items").values())
+        fused = bool(self.acting("tables")) or any("candidate" in a.roles for a in self.acting("items").values())
         whole_table = beyond_batch or (whole_table and fused)
         step = Step(self, kind="training", batch=batch, whole_table=whole_table, score_is_dot=score_is_dot)
         self._step = step
@@ -120,9 +122,9 @@ class Chain(nn.Module):
 
     def _versions(self) -> tuple[object, ...]:
         # In-place writes (an optimiser, load_state_dict) raise a tensor's version; moving the model makes new tensors.
-        tensors = [self.item_table.raw, *self.parameters(), *self.buffers()]
-        numbers = [n for t in tensors for n in (0 if t.is_inference() else t._version, t.data_ptr())]
-        device = self.item_table.raw.device.type
+        tensors = [*(t.raw for t in self.tables().values()), *self.parameters(), *self.buffers()]
+        numbers = versions_of(tensors)
+        device = tensors[0].device.type if tensors else "cpu"
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         return (*numbers, dtype)
 
@@ -173,22 +175,73 @@ class Chain(nn.Module):
         finally:
             self._override = previous
 
+    def tables(self) -> dict[Side, Table]:
+        """The host's grafted tables by side."""
+        both: dict[Side, Table | None] = {"users": self.user_table, "items": self.item_table}
+        return {side: table for side, table in both.items() if table is not None}
+
+    def table(self, side: Side) -> Table:
+        """One of the host's grafted tables.
+
+        Raises:
+            RecplugError: if the host has none.
+        """
+        found = self.tables().get(side)
+        if found is None:
+            what, other = ("user", "items") if side == "users" else ("item", "propagated nodes")
+            raise RecplugError(f"{self.host} has no {what} table; use a plugin that acts on {other}")
+        return found
+
     def raw_table(self, step: Step, side: Side) -> Tensor:
         """The host's table after the *tables* seam: ``[n_rows, d]``."""
-        if side == "users":
-            raise RecplugError(f"{self.host} has no user table; use a plugin that acts on items")
-        raw = self.item_table.raw
-        acting = self.acting("tables")
+        raw, acting = self.table(side).raw, self.acting("tables")
         if not acting:
             return raw
-        if "tables.items" not in step.memory:
-            items: Tensor = raw
+        if f"tables.{side}" not in step.memory:
+            items: Tensor = self.table("items").raw
+            users: Tensor | None = None if self.user_table is None else self.user_table.raw
             with self.serving(step):
                 for augmentation in acting.values():
-                    items = augmentation.tables(None, items)[1]
+                    users, items = augmentation.tables(users, items)
             keep = special_rows(step.all_ids(), self.padding_id, self.mask_id).unsqueeze(-1)  # [n_rows, 1]
-            step.memory["tables.items"] = torch.where(keep, raw, items)
-        return step.memory["tables.items"]
+            step.memory["tables.items"] = torch.where(keep, self.table("items").raw, items)
+            if users is not None:
+                step.memory["tables.users"] = self._padded(users, self.table("users").raw)
+        return step.memory[f"tables.{side}"]
+
+    def _padded(self, rows: Tensor, raw: Tensor) -> Tensor:
+        """``rows [n, w]`` of whole tables with the padding row of ``raw [n, w]``."""
+        if rows is raw:
+            return raw
+        first = torch.arange(len(raw), device=raw.device).unsqueeze(-1) == self.padding_id  # [n, 1]
+        return torch.where(first, raw, rows.to(raw.dtype))
+
+    def users(self, step: Step, rows: Tensor, ids: Tensor) -> Tensor:
+        """Pass ``rows [*ids.shape, d]`` through the user seam; the padding row keeps the host's vector."""
+        fused = rows
+        with self.serving(step):
+            for augmentation in self.acting("users").values():
+                fused = augmentation.users(fused, ids)
+        if fused is rows:
+            return rows
+        return torch.where((ids == self.padding_id).unsqueeze(-1), rows, fused.to(rows.dtype))
+
+    def user_weight(self, step: Step) -> Tensor:
+        """``[n_rows, d]``: every user, augmented; once a step."""
+        table = self.raw_table(step, "users")
+        if not self.acting("users"):
+            return table
+        if "recplug.users" not in step.memory:
+            ids = torch.arange(len(table), device=table.device)
+            step.memory["recplug.users"] = self.users(step, table, ids)
+        return step.memory["recplug.users"]
+
+    def propagated(self, step: Step, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
+        """Pass propagated nodes ``[n_users, w]`` and ``[n_items, w]`` through that seam."""
+        with self.serving(step):
+            for augmentation in self.acting("propagated").values():
+                users, items = augmentation.propagated(users, items)
+        return users, items
 
     def items(self, step: Step, rows: Tensor, ids: Tensor, *, role: Role, sequence: Tensor | None) -> Tensor:
         """Pass ``rows [*ids.shape, d]`` through the item seam; padding and mask rows keep the host's vector."""
@@ -220,17 +273,23 @@ class Chain(nn.Module):
     # -- losses
 
     def total_loss(self, step: Step) -> Tensor | None:
-        """The sum of every plugin's loss terms, or None where there are none; the parts are kept for the log."""
+        """The sum of every plugin's loss terms, or None where there are none; the parts are kept for the log.
+
+        Plugins' losses are means over the batch; where the host's is a sum (SGL), theirs is multiplied by the batch.
+        """
         total: Tensor | None = None
         for name, augmentation in self.acting("losses").items():
             for part, value in augmentation.losses(step).items():
                 self.log_part(f"{name}.{part}", value)
                 total = value if total is None else total + value
+        users = step.batch.users
+        if total is not None and self.loss_reduction == "sum" and users is not None:
+            total = total * len(users)
         return total
 
     def log_part(self, name: str, value: Tensor) -> None:
         """Add one loss part to this epoch's sums, on the device."""
-        value = value.detach().float()
+        value = value.detach().float().mean()  # RecBole's LightGCN has a loss of shape [1]
         self._parts[name] = self._parts[name] + value if name in self._parts else value
 
     def read_parts(self) -> dict[str, float]:
@@ -252,3 +311,8 @@ class Chain(nn.Module):
         state = self.__dict__.copy()
         state.update(_step=None, _bound=None, _evaluation=None, _override=None, _parts={}, on_epoch=None)
         return state
+
+
+def versions_of(tensors: Iterable[Tensor]) -> list[int]:
+    """Numbers that change when one of the tensors is written to in place, or replaced."""
+    return [n for t in tensors for n in (0 if t.is_inference() else t._version, t.data_ptr())]

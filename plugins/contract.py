@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from recplug.plugins.settings import PluginSettings
 
 if TYPE_CHECKING:
+    from recplug.plugins.nn.knn import Neighbours
     from recplug.plugins.step import Step
 
 Family = Literal["sequential", "graph"]
@@ -116,6 +118,11 @@ class Context:
         seed: the run's seed; plugin noise is drawn from generators seeded with it.
         propagate: the host's propagation on another graph, or None.
         source: the second domain, or None.
+        neighbours: item graphs by modality that came with the data, for plugins that would otherwise compute them.
+        free_width: whether the *propagated* seam may return nodes of another width, because the host takes their dot
+            product and nothing else.
+        others_nodes: whether the host's loss reads users, or propagated nodes, that the batch does not name.
+        cache: a folder for what is dear to compute and depends on the data alone, or None.
     """
 
     host: str
@@ -135,6 +142,10 @@ class Context:
     seed: int = 0
     propagate: Propagate | None = None
     source: Source | None = None
+    neighbours: Mapping[str, Neighbours] = field(default_factory=dict)
+    free_width: bool = False
+    others_nodes: bool = False
+    cache: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -142,7 +153,8 @@ class Requirements:
     """What a plugin needs, checked before anything is trained.
 
     Attributes:
-        seams: the seams on which the augmentation acts; exactly the methods it overrides.
+        seams: the seams on which the augmentation acts; with one of ``one_of``, exactly the methods it overrides.
+        one_of: seams of which the builder takes the one that suits the host, if there are any.
         families: the backbone families it can be grafted onto.
         modalities: how many content sources it needs at least.
         factors: whether it needs factor profiles.
@@ -151,6 +163,7 @@ class Requirements:
     """
 
     seams: frozenset[Seam]
+    one_of: frozenset[Seam] = frozenset()
     families: frozenset[Family] = frozenset({"sequential", "graph"})
     modalities: int = 0
     factors: bool = False

@@ -31,6 +31,7 @@ class Batch:
         negatives: ``[B]`` sampled item ids.
         sequence: ``[B, L]`` padded histories.
         lengths: ``[B]`` their lengths.
+        labels: ``[B]`` 1 for an item that the user had, 0 for a sampled one, where ``positives`` holds both.
     """
 
     users: Tensor | None = None
@@ -38,6 +39,7 @@ class Batch:
     negatives: Tensor | None = None
     sequence: Tensor | None = None
     lengths: Tensor | None = None
+    labels: Tensor | None = None
 
     def items(self) -> list[Tensor]:
         """Every item id of the batch, flattened, in a list."""
@@ -95,7 +97,7 @@ class Step:
     def all_ids(self) -> Tensor:
         """``[n_rows]``: every row id of the item table."""
         if self._all_ids is None:
-            raw = self.chain.item_table.raw
+            raw = self.chain.table("items").raw
             self._all_ids = torch.arange(raw.shape[0], device=raw.device)
         return self._all_ids
 
@@ -119,7 +121,7 @@ class Step:
         if self.encoder is None:
             raise RecplugError(f"{self.chain.host} does not expose its user encoder; choose a loss that needs none")
         # The host's dropout draws anew, the same for every re-encoding of a step, and its own sequence is not shifted.
-        device = self.chain.item_table.raw.device
+        device = self.chain.table("items").raw.device
         devices = [device] if device.type == "cuda" else []
         with self.chain.override(row_fn), torch.random.fork_rng(devices=devices):
             return self.encoder()

@@ -9,36 +9,56 @@ import typer
 
 from recplug.adapters.cli.common import say
 
-app = typer.Typer(help="The bundled data sets, and a check for any other.", rich_markup_mode=None)
+app = typer.Typer(help="Data sets: bundled ones, ones made from your files, a check for any.", rich_markup_mode=None)
 
 
 @app.command("list")
 def list_() -> None:
-    """The bundled data sets and their terms."""
-    from recplug.adapters.data import RECBOLE_OWN, bundled
+    """The data sets that recplug knows, and their terms."""
+    from recplug.adapters.data import RECBOLE_OWN, RECIPES, TERMS, bundled
 
     for data_set in bundled().values():
         say(f"{data_set.name}: {data_set.summary}")
         say(f"    {data_set.users:,} users, {data_set.items:,} items, {data_set.interactions:,} interactions")
         say(f"    terms: {data_set.terms}, beside the files ({data_set.directory.parent})")
+    for recipe in RECIPES.values():
+        say(f"{recipe.name}: {recipe.summary}; not bundled")
+        say(f"    {recipe.users:,} users, {recipe.items:,} items, {recipe.interactions:,} interactions")
+        say(f"    made from your copy of its files: {recipe.advice}")
+        say(f"    terms: {TERMS}")
     say(f"{RECBOLE_OWN}: RecBole's own copy of MovieLens 100K, without feature tables; GroupLens' terms")
 
 
 @app.command()
 def get(
-    name: Annotated[str, typer.Argument(help="A bundled data set.")],
-    directory: Annotated[Path, typer.Argument(help="Copied to DIRECTORY/NAME.")] = Path("dataset"),
+    name: Annotated[str, typer.Argument(help="A data set of `recplug data list`.")],
+    directory: Annotated[Path | None, typer.Argument(help="The same as --to.", show_default=False)] = None,
+    to: Annotated[
+        Path | None, typer.Option("--to", help="The set goes to TO/NAME.", show_default="dataset", metavar="DIR")
+    ] = None,
+    source: Annotated[
+        Path | None, typer.Option("--from", help="For a set that is not bundled: its original files.", metavar="DIR")
+    ] = None,
 ) -> None:
-    """Copy a bundled data set, with its terms, to look at it or to change it."""
-    from recplug.adapters import data
+    """Copy a bundled data set, with its terms, or make one from its original files.
 
-    target = data.get(name, directory)
-    say(f"{name} is in {target}; use it with: run_recbole --dataset {name} --data_path {directory}")
+    recplug data get amazon-baby --from amazon2014/baby --to dataset
+    """
+    from recplug.adapters import data
+    from recplug.plugins.errors import RecplugError
+
+    if directory is not None and to is not None:
+        raise RecplugError(f"two places, {directory} and --to {to}; give one")
+    place = directory or to or Path("dataset")
+    target = data.get(name, place, source)
+    say(f"{name} is in {target}; use it with: run_recbole --dataset {name} --data_path {place}")
 
 
 @app.command()
-def check(name_or_dir: Annotated[str, typer.Argument(help="A bundled data set, or a folder with NAME.inter.")]) -> None:
-    """Check files before RecBole reads them: headers, types, tokens, time, repeats, feature tables."""
+def check(
+    name_or_dir: Annotated[str, typer.Argument(help="A data set by name, or a folder with NAME.inter or its split.")],
+) -> None:
+    """Check files before RecBole reads them: headers, types, tokens, time, repeats, feature tables, graphs."""
     from recplug.adapters import data
 
     for line in data.check(name_or_dir):

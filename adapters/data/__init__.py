@@ -1,4 +1,4 @@
-"""The bundled data sets: list them, find them, copy them out, and check any set of files like them."""
+"""The data sets recplug knows: list, find, copy out or make them, and check any set of files like them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recplug.adapters.data.checking import check_directory, dataset_in, settings_of
+from recplug.adapters.data.convert import RECIPES, Recipe, convert
 from recplug.adapters.files import replacing
 from recplug.plugins.errors import RecplugError, did_you_mean
 
-__all__ = ["DataSet", "bundled", "check", "get", "locate"]
+__all__ = ["RECIPES", "DataSet", "Recipe", "bundled", "check", "get", "locate"]
 
 HERE = Path(__file__).parent
 TERMS = "research only, not commercial, cite the papers in TERMS.md"
@@ -25,7 +26,7 @@ class DataSet:
 
     Attributes:
         name: what ``--dataset`` takes.
-        directory: the folder that holds ``NAME.inter``.
+        directory: the folder that holds ``NAME.inter``, or its ready-made split.
         summary: one line.
         users, items, interactions: counts, without padding.
         terms: one line; ``TERMS.md`` has the whole.
@@ -42,10 +43,13 @@ class DataSet:
 
 def bundled() -> dict[str, DataSet]:
     """The data sets that come with recplug, by name."""
-    small, full = "amazon-scientific", "amazon-scientific-full"
+    small, full, baby = "amazon-scientific", "amazon-scientific-full", "amazon-baby-small"
     sets = (
         DataSet(small, HERE / small, "Amazon Scientific 2018; image and text for every item", 2_928, 1_585, 19_712),
         DataSet(full, HERE / full, "Amazon Scientific 2018; image and text for 36 % of items", 8_442, 4_385, 59_384),
+        DataSet(
+            baby, HERE / baby, "a dense cut of Amazon Baby 2014; image and text for every item", 1_489, 890, 16_880
+        ),
     )
     return {data_set.name: data_set for data_set in sets}
 
@@ -75,27 +79,46 @@ def locate(dataset: str, data_path: str | os.PathLike[str] | None) -> Path | Non
         if any(place.glob(f"{glob.escape(dataset)}.inter")) or any(place.glob(f"{glob.escape(dataset)}.*.inter")):
             return place
     names = [*known, RECBOLE_OWN]
+    if dataset in RECIPES:
+        raise RecplugError(
+            f"no {dataset} in {', '.join(map(str, places))}; make it with `{RECIPES[dataset].advice}`, or give its"
+            " folder with --data_path"
+        )
     raise RecplugError(
-        f"no {dataset}.inter in {', '.join(map(str, places))}{did_you_mean(dataset, names)};"
+        f"no {dataset}.inter in {', '.join(map(str, places))}{did_you_mean(dataset, [*names, *RECIPES])};"
         f" give its folder with --data_path, or use {' or '.join(names)}"
     )
 
 
-def get(name: str, directory: str | os.PathLike[str]) -> Path:
-    """Copy a bundled set to ``directory/NAME``, with its terms and the feature tables that it shares with another set.
+def get(name: str, directory: str | os.PathLike[str], source: str | os.PathLike[str] | None = None) -> Path:
+    """Put a data set into ``directory/NAME``, with its terms: a copy of a bundled one, or one of :data:`RECIPES`.
 
-    A file that is already there and equal is left alone; where one differs, nothing at all is copied.
+    A bundled set comes with the feature tables that it shares with another set. A file that is already there and equal
+    is left alone; where one differs, nothing at all is copied.
+
+    Args:
+        name: of the set.
+        directory: where its folder goes.
+        source: the folder of the original files, for a set that is not bundled; see :func:`convert.convert`.
 
     Returns:
         The new folder.
 
     Raises:
-        RecplugError: for an unknown name, a file that differs, or a folder that cannot be written.
+        RecplugError: for an unknown name, a source that is missing, damaged or not needed, a file that differs, or a
+            folder that cannot be written.
     """
     known = bundled()
+    if name in RECIPES:
+        if source is None:
+            raise RecplugError(f"{name} is not bundled; get its files and make it with `{RECIPES[name].advice}`")
+        return convert(RECIPES[name], source, directory)
     if name not in known:
-        hint = did_you_mean(name, known) or f"; there are: {', '.join(known)}"
-        raise RecplugError(f"no bundled data set {name!r}{hint}")
+        names = [*known, *RECIPES]
+        hint = did_you_mean(name, names) or f"; there are: {', '.join(names)}"
+        raise RecplugError(f"no data set {name!r}{hint}")
+    if source is not None:
+        raise RecplugError(f"{name} is bundled and made from no other files; leave --from out")
     source, target = known[name].directory, Path(directory) / name
     copies = {target / file.name: file for file in sorted(source.iterdir()) if file.is_file()}
     copies[target / "TERMS.md"] = HERE / "TERMS.md"
@@ -119,7 +142,8 @@ def check(directory_or_name: str | os.PathLike[str]) -> list[str]:
     """Check a data set: headers, column types, tokens, time, repeats, feature tables and their coverage.
 
     Args:
-        directory_or_name: a folder with one ``NAME.inter``, or the name of a bundled set.
+        directory_or_name: a folder with one ``NAME.inter`` or its ready-made split, or the name of a set that
+            :func:`locate` finds here or among the bundled ones.
 
     Returns:
         Report lines.
@@ -127,13 +151,13 @@ def check(directory_or_name: str | os.PathLike[str]) -> list[str]:
     Raises:
         RecplugError: for the first thing that would spoil training.
     """
-    known = bundled()
-    folder = Path(directory_or_name)
+    known, folder = bundled(), Path(directory_or_name)
     if not folder.is_dir():
-        if str(directory_or_name) not in known:
-            hint = did_you_mean(str(directory_or_name), known) or f"; there are: {', '.join(known)}"
-            raise RecplugError(f"{directory_or_name} is neither a folder nor a bundled data set{hint}")
-        folder = known[str(directory_or_name)].directory
+        name, names = str(directory_or_name), [*known, *RECIPES]
+        if name not in names:
+            hint = did_you_mean(name, names) or f"; there are: {', '.join(names)}"
+            raise RecplugError(f"{name} is neither a folder nor a bundled data set{hint}")
+        folder = known[name].directory if name in known else locate(name, None) or folder
     return check_directory(folder, dataset_in(folder))
 
 

@@ -10,10 +10,12 @@ import pyarrow.compute as pc
 import yaml
 from pyarrow import csv
 
-from recplug.adapters.features.find import find_tables
+from recplug.adapters.features.find import find_neighbours, find_tables
+from recplug.adapters.features.neighbours import NeighbourTable
 from recplug.adapters.features.table import PADDING, FeatureTable
 from recplug.plugins.errors import RecplugError, did_you_mean
 
+PARTS = ("train", "valid", "test")
 TYPES = ("token", "token_seq", "float", "float_seq")
 # What pandas, and so RecBole, reads as a missing value and not as a token.
 MISSING = pa.array(
@@ -42,18 +44,25 @@ MISSING = pa.array(
 
 
 def dataset_in(folder: Path) -> str:
-    """The name of the one data set in ``folder``: the folder's own, or that of its only ``.inter`` file.
+    """The name of the one data set in ``folder``: the folder's own, or that of its only ``.inter`` files.
+
+    ``NAME.train.inter`` and other parts named by ``benchmark_filename`` in ``NAME.yaml`` are one data set.
 
     Raises:
         RecplugError: where there is none, or several.
     """
-    names = sorted(path.name.removesuffix(".inter") for path in folder.glob("*.inter"))
+    names = set()
+    for path in folder.glob("*.inter"):
+        name = path.name.removesuffix(".inter")
+        whole, _, part = name.rpartition(".")
+        split = whole and part in (settings_of(folder, whole).get("benchmark_filename") or PARTS)
+        names.add(whole if split else name)
     if folder.resolve().name in names:
         return folder.resolve().name
     if len(names) != 1:
-        found = f"several data sets ({', '.join(names)})" if names else "no .inter file"
+        found = f"several data sets ({', '.join(sorted(names))})" if names else "no .inter file"
         raise RecplugError(f"{folder} holds {found}; give a folder with one NAME.inter")
-    return names[0]
+    return names.pop()
 
 
 def settings_of(folder: Path, dataset: str) -> dict[str, Any]:
@@ -78,7 +87,7 @@ def settings_of(folder: Path, dataset: str) -> dict[str, Any]:
 
 
 def check_directory(folder: Path, dataset: str) -> list[str]:
-    """Check ``DATASET.inter``, ``DATASET.item`` if there is one, and every feature table.
+    """Check ``DATASET.inter`` or its ready-made split, ``DATASET.item`` if there is one, and every table beside them.
 
     Field names are taken from ``DATASET.yaml``, else RecBole's defaults.
 
@@ -90,14 +99,21 @@ def check_directory(folder: Path, dataset: str) -> list[str]:
     """
     settings = settings_of(folder, dataset)
     user, item = settings.get("USER_ID_FIELD") or "user_id", settings.get("ITEM_ID_FIELD") or "item_id"
-    path = folder / f"{dataset}.inter"
-    table, types = _read(path)
-    for name in (user, item):
-        _check_tokens(path, table, types, name)
-    time_line = _check_time(path, table, types, settings.get("TIME_FIELD"))
+    parts, times = {}, {}
+    for part, path in _interactions(folder, dataset, settings).items():
+        read, types = _read(path)
+        for name in (user, item):
+            _check_tokens(path, read, types, name)
+        times[part] = _check_time(path, read, types, settings.get("TIME_FIELD"))
+        parts[part] = read.select([user, item])
+    table = pa.concat_tables(parts.values())
     items = pc.unique(table[item])
     lines = [f"{dataset}: {len(pc.unique(table[user])):,} users, {len(items):,} items, {len(table):,} interactions"]
-    lines += [time_line, _repeats(table, user, item)]
+    if len(parts) > 1:
+        lines.append(_split(parts, item, declared=bool(settings.get("benchmark_filename"))))
+    same = len(set(times.values())) == 1
+    lines += [next(iter(times.values()))] if same else [f"{part} {line}" for part, line in times.items()]
+    lines.append(_repeats(table, user, item))
 
     catalogue = folder / f"{dataset}.item"
     if catalogue.is_file():
@@ -117,7 +133,30 @@ def check_directory(folder: Path, dataset: str) -> list[str]:
         features = FeatureTable.load(place)
         stored = "" if name == features.modality else f" (as {name})"
         lines.append(f"{features.coverage(id_tokens)}{stored}; licence: {features.metadata.get('licence', 'unknown')}")
-    return lines if tables else [*lines, "no feature tables; make one with `recplug features import --from npy ...`"]
+    if not tables:
+        lines.append("no feature tables; make one with `recplug features import --from npy ...`")
+    graphs = {name: NeighbourTable.load(place) for name, place in find_neighbours(folder, dataset).items()}
+    return lines + [f"{graph.coverage(id_tokens)}; up to {graph.k} each" for graph in graphs.values()]
+
+
+def _interactions(folder: Path, dataset: str, settings: dict[str, Any]) -> dict[str, Path]:
+    """The files of interactions by part, in order; one part without a name where there is no ready-made split."""
+    declared = settings.get("benchmark_filename")
+    if declared:
+        return {str(part): folder / f"{dataset}.{part}.inter" for part in declared}
+    whole = folder / f"{dataset}.inter"
+    split = {part: folder / f"{dataset}.{part}.inter" for part in PARTS}
+    return {"": whole} if whole.is_file() or not split[PARTS[0]].is_file() else split
+
+
+def _split(parts: dict[str, pa.Table], item: str, *, declared: bool) -> str:
+    """Sizes, and how many items a model never sees in training."""
+    first, *later = parts.values()
+    others = pc.unique(pa.chunked_array([chunk for part in later for chunk in part[item].chunks]))
+    unseen = len(others) - pc.sum(pc.is_in(others, value_set=pc.unique(first[item]))).as_py()
+    sizes = ", ".join(f"{part} {len(table):,}" for part, table in parts.items())
+    advice = "" if declared else f"; for RecBole to use it, set benchmark_filename: [{', '.join(parts)}]"
+    return f"split: {sizes}; {unseen:,} items occur outside {next(iter(parts))} only{advice}"
 
 
 def _read(path: Path) -> tuple[pa.Table, dict[str, str]]:

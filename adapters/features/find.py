@@ -9,9 +9,12 @@ from pathlib import Path
 
 import torch
 
+from recplug.adapters.features import neighbours
+from recplug.adapters.features.neighbours import NeighbourTable
 from recplug.adapters.features.table import SUFFIX, FeatureTable
 from recplug.plugins.contract import Modality
 from recplug.plugins.errors import RecplugError, did_you_mean
+from recplug.plugins.nn.knn import Neighbours
 
 FIRST = ("image", "text")
 
@@ -24,10 +27,19 @@ def find_tables(
     Relative ``paths`` count from ``dataset_dir``. Image comes first, then text, then the others by name. The files
     that ``paths`` names need not exist.
     """
-    folder, prefix = Path(dataset_dir), f"{dataset}."
+    return _found(Path(dataset_dir), dataset, SUFFIX, paths)
+
+
+def find_neighbours(dataset_dir: str | os.PathLike[str], dataset: str) -> dict[str, Path]:
+    """Where each modality's ``DATASET.MODALITY.knn.safetensors`` lies, in the order of :func:`find_tables`."""
+    return _found(Path(dataset_dir), dataset, neighbours.SUFFIX, {})
+
+
+def _found(folder: Path, dataset: str, suffix: str, paths: Mapping[str, str | os.PathLike[str]]) -> dict[str, Path]:
+    prefix = f"{dataset}."
     tables: dict[str, Path] = {}
-    for path in folder.glob(f"{glob.escape(prefix)}*{SUFFIX}"):
-        modality = path.name[len(prefix) : -len(SUFFIX)]
+    for path in folder.glob(f"{glob.escape(prefix)}*{suffix}"):
+        modality = path.name[len(prefix) : -len(suffix)]
         # With a dot in it, the file belongs to a dataset whose name only starts like this one.
         if modality and "." not in modality:
             tables[modality] = path
@@ -77,6 +89,37 @@ def load_modalities(
         encoder = table.metadata.get("encoder", "unknown encoder")
         lines.append(f"{table.coverage(id_tokens)}{stored}; {table.features.shape[1]}-d {encoder}, {path.name}")
     return modalities, lines
+
+
+def load_neighbours(
+    dataset_dir: str | os.PathLike[str],
+    dataset: str,
+    id_tokens: Sequence[str],
+    *,
+    k: int | None = None,
+    include_self: bool = False,
+) -> tuple[dict[str, Neighbours], list[str]]:
+    """Load a dataset's neighbour tables, aligned with a host's item rows; see :meth:`NeighbourTable.align`.
+
+    Args:
+        dataset_dir: the folder that holds ``DATASET.inter``.
+        dataset: its name.
+        id_tokens: the token of every host row; row 0 is ``"[PAD]"``.
+        k: keep the k nearest; None: all.
+        include_self: every item is its own first neighbour.
+
+    Returns:
+        The neighbours by modality, and one report line for each; nothing where there are no such files.
+
+    Raises:
+        RecplugError: for a malformed table, or one that joins none of the dataset's items.
+    """
+    found, lines = {}, []
+    for name, path in find_neighbours(dataset_dir, dataset).items():
+        table = NeighbourTable.load(path)
+        found[name] = table.align(id_tokens, k=k, include_self=include_self)
+        lines.append(f"{table.coverage(id_tokens)}; up to {table.k} each, {path.name}")
+    return found, lines
 
 
 def shuffled(modality: Modality, seed: int) -> Modality:

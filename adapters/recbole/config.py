@@ -51,7 +51,8 @@ def model_names() -> list[str]:
 
     folder = Path(recbole.__file__).parent / "properties" / "model"
     written = {"lightgbm": "LightGBM", "xgboost": "XGBoost"}  # the two whose file is not called like the class
-    return sorted(written.get(file.stem, file.stem) for file in folder.glob("*.yaml"))
+    without_file = {"Random"}
+    return sorted({written.get(file.stem, file.stem) for file in folder.glob("*.yaml")} | without_file)
 
 
 def model_class(name: str) -> type:
@@ -209,7 +210,7 @@ def known_keys(model: str) -> set[str]:
     from recbole.utils.argument_list import dataset_arguments, evaluation_arguments, general_arguments
     from recbole.utils.argument_list import training_arguments as training
 
-    from recplug.adapters.recbole.augment import KEYS
+    from recplug.adapters.recbole.grafted import KEYS
 
     folder = Path(recbole.__file__).parent / "properties"
     keys = {*KEYS, *general_arguments, *training, *evaluation_arguments, *dataset_arguments}

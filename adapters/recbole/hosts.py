@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from recplug.plugins.contract import Family
+from recplug.plugins.contract import Family, Role, Seam
 from recplug.plugins.errors import RecplugError
 
 Status = Literal["supported", "restricted", "refused"]
@@ -20,13 +20,21 @@ class Host:
         family: its family.
         status: ``"supported"``, ``"restricted"`` (``reason`` says to what) or ``"refused"``.
         reason: one line; empty where nothing needs saying.
-        table: the attribute that holds the item embedding.
+        table: the attribute that holds the item embedding; empty where there is none.
+        users: the attribute that holds the user embedding; empty where there is none.
+        nodes: what gives propagated nodes ``(users, items)``: ``"forward"``, the attribute of a submodule, or empty.
+        node_arguments: the attributes that are passed to it where it works on the training graph.
+        free_width: whether the nodes are scored by their dot product and read by nothing else, so that their width may
+            change.
+        others_nodes: whether the loss reads users, or nodes, that are not in the batch.
         trim: whether encoding without padding is exact for it (tested).
         dot: whether ``forward`` returns one vector a user, scored by its dot product with the candidate table.
         losses: the ``loss_type`` values that work; empty where the model has only one loss.
-        last_item: whether the encoder reads the last item alone, as a one-dimensional index.
+        role: the role of every lookup in the item table, where the dimensions of the index do not tell it.
+        loss_sum: whether the loss is the sum over the batch, not its mean.
+        warm_up: whether its trainer drops the loss's last part in the first epochs.
         only: a configuration key and the one value that works, or None.
-        beyond_batch: whether its loss encodes histories of other users too, whose items the batch does not hold.
+        beyond_batch: whether its loss asks for items that the batch does not hold.
     """
 
     name: str
@@ -34,25 +42,57 @@ class Host:
     status: Status = "supported"
     reason: str = ""
     table: str = "item_embedding"
+    users: str = ""
+    nodes: str = ""
+    node_arguments: tuple[str, ...] = ()
+    free_width: bool = False
+    others_nodes: bool = False
     trim: bool = False
     dot: bool = False
     losses: tuple[str, ...] = ("CE", "BPR")
-    last_item: bool = False
+    role: Role | None = None
+    loss_sum: bool = False
+    warm_up: bool = False
     only: tuple[str, str] | None = None
     beyond_batch: bool = False
 
+    def seams(self) -> frozenset[Seam]:
+        """Where augmentations can act."""
+        found: set[Seam] = {"losses"}
+        if self.table:
+            found |= {"items", "tables"}
+        if self.users:
+            found |= {"users"}
+        if self.nodes:
+            found |= {"propagated"}
+        return frozenset(found)
 
-def _refused(name: str, reason: str) -> Host:
-    return Host(name, status="refused", reason=reason)
+
+def _refused(name: str, reason: str, family: Family = "sequential") -> Host:
+    return Host(name, family, status="refused", reason=reason, table="", losses=())
 
 
 def _restricted(name: str, reason: str, **more: object) -> Host:
     return Host(name, status="restricted", reason=reason, **more)  # type: ignore[arg-type]
 
 
+def _graph(name: str, reason: str = "", status: Status = "supported", **more: object) -> Host:
+    """A general model: every lookup is of one item for itself, and there is one loss."""
+    found = {"users": "user_embedding", "role": "candidate", "losses": (), **more}
+    return Host(name, "graph", status, reason, **found)  # type: ignore[arg-type]
+
+
 _PENALTY = "with fused candidates its L2 penalty on the item table acts on the fused table"
 _FEATURES = "the item table only; its own feature fields need an .item file"
 _NO_PREDICT = "its predict() fails upstream: full ranking only"
+_FIELDS = "it embeds all item fields together and has no item table"
+_HISTORY = "histories only: it scores against a second item table"
+_SGL = "its contrast of two subgraphs sees the plain nodes"
+_NCL = "needs faiss; its contrasts see the plain nodes"
+_COLUMNS = "an autoencoder: its items are columns of linear layers, not a table"
+_AUTOENCODERS = ("CDAE", "MultiDAE", "MultiVAE", "RecVAE", "RaCT", "DiffRec", "LDiffRec")
+_CLOSED = "it is solved or counted, not trained: there are no vectors to augment"
+_UNTRAINED = ("ADMMSLIM", "EASE", "SLIMElastic", "ItemKNN", "AsymKNN", "NCEPLRec", "Pop", "Random")
 
 # `trim` and `dot` are measured, model by model, in tests/adapters/recbole/test_trim.py; a comment says why not.
 HOSTS: dict[str, Host] = {
@@ -87,7 +127,7 @@ HOSTS: dict[str, Host] = {
             "BERT4Rec", "cross-entropy only: its BPR loss reads candidates as sequences", trim=True, losses=("CE",)
         ),
         # Nothing to trim: it gathers one item. Scores by distance.
-        _restricted("TransRec", "no history: modules see the last item alone", losses=(), last_item=True),
+        _restricted("TransRec", "no history: modules see the last item alone", losses=(), role="input"),
         # It sums and averages over padding.
         _restricted("HGN", "input side only: it scores against a table of its own", losses=("CE",)),
         # Its layers are as long as the full length.
@@ -99,26 +139,64 @@ HOSTS: dict[str, Host] = {
             only=("train_stage", "finetune"),
         ),
         _refused("FPMC", "it has four factor tables and no item embedding"),
-        _refused("DIN", "it embeds all item fields together and has no item table"),
-        _refused("DIEN", "it embeds all item fields together and has no item table"),
+        _refused("DIN", _FIELDS),
+        _refused("DIEN", _FIELDS),
+        # Propagated nodes, scored by their dot product.
+        _graph("LightGCN", nodes="forward", free_width=True),
+        _graph("NGCF", nodes="forward", free_width=True),
+        _graph("SpectralCF", nodes="forward", free_width=True),
+        _graph("SGL", _SGL, nodes="forward", node_arguments=("train_graph",), free_width=True, loss_sum=True),
+        _graph("NCL", _NCL, nodes="forward", free_width=True, warm_up=True),
+        # Its loss compares slices of the nodes' width, of nodes drawn at random.
+        _graph("DGCF", nodes="forward", others_nodes=True),
+        _graph(
+            "GCMC",
+            "propagated nodes only: its inputs are one-hot, and it has no embedding of items or users",
+            "restricted",
+            table="",
+            users="",
+            nodes="GcEncoder",
+            node_arguments=("user_features", "item_features"),
+        ),
+        # Two tables, nothing propagated.
+        _graph("BPR"),
+        _graph("LINE", "of its second order, the first tables only", others_nodes=True),
+        _graph("ENMF", loss_sum=True, beyond_batch=True),
+        _graph("ConvNCF", _PENALTY, loss_sum=True),
+        _graph("SimpleX", table="item_emb", users="user_emb", beyond_batch=True),
+        _graph(
+            "NeuMF",
+            "its factorisation branch only: the other has tables of its own",
+            "restricted",
+            table="item_mf_embedding",
+            users="user_mf_embedding",
+        ),
+        _graph("NNCF", "the pair's own tables only: its neighbourhoods have others", "restricted"),
+        _graph("FISM", _HISTORY, "restricted", table="item_src_embedding", users="", beyond_batch=True),
+        _graph("NAIS", _HISTORY, "restricted", table="item_src_embedding", users="", beyond_batch=True),
+        _graph("MacridVAE", "the item table only: users are encoded from their rows", "restricted", users=""),
+        _refused("DMF", "its vectors are layers over rows and columns of the interactions, not tables", "graph"),
+        *(_refused(name, _COLUMNS, "graph") for name in _AUTOENCODERS),
+        *(_refused(name, _CLOSED, "graph") for name in _UNTRAINED),
     )
 }
 
 
 def host_of(name: str) -> Host:
-    """What is known of one of RecBole's sequential models.
+    """What is known of one of RecBole's models.
 
     Raises:
         RecplugError: if it is refused, naming alternatives.
     """
     host = HOSTS[name]
     if host.status == "refused":
-        raise RecplugError(
-            f"plugins cannot be grafted onto {name}: {host.reason}; use {', '.join(first_choices())} instead"
-        )
+        others = ", ".join(first_choices(host.family))
+        raise RecplugError(f"plugins cannot be grafted onto {name}: {host.reason}; use {others} instead")
     return host
 
 
-def first_choices() -> list[str]:
+def first_choices(family: Family) -> list[str]:
     """The models to name when another is refused."""
+    if family == "graph":
+        return ["LightGCN", "NGCF", "SGL", "BPR", "SimpleX"]
     return ["SASRec", "GRU4Rec", "BERT4Rec", "NARM", "CORE"]

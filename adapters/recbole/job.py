@@ -17,12 +17,14 @@ from recbole.utils import get_trainer, init_seed
 
 from recplug.adapters.build import resolve
 from recplug.adapters.features import FeatureTable, find_tables
-from recplug.adapters.recbole.augment import KEYS, augment, check_config
+from recplug.adapters.recbole.augment import augment
 from recplug.adapters.recbole.compat import recbole_compat
 from recplug.adapters.recbole.config import make_config
 from recplug.adapters.recbole.fingerprint import fingerprint
-from recplug.adapters.recbole.ranks import write_ranks
+from recplug.adapters.recbole.grafted import KEYS, check_config
+from recplug.adapters.recbole.ranks import ranks_everything, write_ranks
 from recplug.adapters.recbole.rundir import RunDirectory, adapter_tensors
+from recplug.adapters.recbole.sampling import eval_batch_size, use_fast_sampling, use_fused_adam
 from recplug.adapters.recbole.scoped import replaced
 from recplug.adapters.recbole.values import check_valid_metric
 from recplug.adapters.recbole.watch import after_validation, log_file, peak_memory, shown, watch
@@ -156,31 +158,37 @@ class Job:
         check_config(augmented.recplug_host, config)
         init_seed(config["seed"], config["reproducibility"])
         dataset = create_dataset(config)
-        if dataset.time_field not in dataset.inter_feat and not config["benchmark_filename"]:
+        sequential = augmented.recplug_host.family == "sequential"
+        if sequential and dataset.time_field not in dataset.inter_feat and not config["benchmark_filename"]:
             raise RecplugError(
                 f"histories are in the order of TIME_FIELD '{dataset.time_field}', a column that {self.dataset}.inter "
                 f"lacks or load_col does not name; set TIME_FIELD, and in YAML load_col: {{inter: "
                 f"[{dataset.uid_field}, {dataset.iid_field}, {dataset.time_field}]}}"
             )
+        if not sequential and "eval_batch_size" not in self.values:
+            config["eval_batch_size"] = eval_batch_size(dataset.item_num, config["eval_batch_size"], self.host)
         data = data_preparation(config, dataset)
         init_seed(config["seed"], config["reproducibility"])
         return config, data, augmented(config, data[0]._dataset).to(config["device"])
 
     def _train(self) -> Any:
         config, (train_data, valid_data, test_data), model = self._build()
+        # RecBole itself ranks without a user's history, except for sequential models.
+        masked = bool(config["mask_history"]) or model.recplug_host.family == "graph"
         log.info(
-            "%s on %s: %s; history %s in evaluation; padding %s; %s",
+            "%s on %s: %s; history %s in evaluation; %s; %s",
             self.host.__name__,
             self.dataset,
             " + ".join(["backbone", *self.names]),
-            "masked" if config["mask_history"] else "not masked",
-            "trimmed" if model.recplug_trim else "kept",
+            "masked" if masked else "not masked",
+            model.recplug_speed(),
             config["device"],
         )
         self.result |= {
             "seed": config["seed"],
-            "mask_history": bool(config["mask_history"]),
+            "mask_history": masked,
             "trim_padding": model.recplug_trim,
+            "fast_propagation": model.recplug_fast,
             "shuffle_features": bool(config["shuffle_features"]),
             "settings": {name: s.model_dump() for name, s in model.recplug_resolved.items()},
             "parameters": _parameters(model),
@@ -188,6 +196,9 @@ class Job:
             "features": self._features(config),
         }
         trainer = self._trainer(config, model)
+        if model.recplug_fast:
+            use_fast_sampling(train_data)
+            use_fused_adam(trainer.optimizer)
         hooks = manager().hook
         self.accepted = True
         hooks.recplug_before_training(model=model, settings=self.result["settings"])
@@ -204,7 +215,7 @@ class Job:
             "peak_memory_bytes": peak_memory(config["device"]),
         }
         self._leave(model)
-        if isinstance(test_data, FullSortEvalDataLoader):
+        if isinstance(test_data, FullSortEvalDataLoader) and ranks_everything(model):
             write_ranks(model, test_data, self.directory.path / "ranks.parquet")
         return model
 
@@ -245,6 +256,7 @@ class Job:
                 key: self.result[key] for key in ("model", "dataset", "plugins", "settings", "features", "versions")
             }
             self.directory.write_adapter(tensors, about)
+            model.recplug_encode()
             self.result["diagnostics"] = self.directory.write_diagnostics(model.recplug)
         manager().hook.recplug_after_training(model=model, result=self.result)
 

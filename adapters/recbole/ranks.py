@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from recbole.model.abstract_recommender import AbstractRecommender
 
 from recplug.adapters.recbole.rundir import write
 
@@ -17,26 +18,34 @@ def target_ranks(model: Any, data: Any) -> dict[str, list[Any]]:
     """Rank every test target among all items, as full-sort evaluation does.
 
     Args:
-        model: a sequential model in evaluation mode.
-        data: RecBole's full-sort loader, one target a row.
+        model: an augmented model in evaluation mode.
+        data: RecBole's full-sort loader.
 
     Returns:
         ``user`` and ``item`` tokens and ``rank`` (1 is best): one more than the number of items with a higher score.
+        Where RecBole leaves a user's history out of the ranking, so do we.
     """
     dataset = data._dataset
     users = dataset.field2id_token[dataset.uid_field]
     items = dataset.field2id_token[dataset.iid_field]
     found: dict[str, list[Any]] = {"user": [], "item": [], "rank": []}
-    for interaction, _, rows, targets in data:
+    for interaction, history, rows, targets in data:
         interaction = interaction.to(model.device)
         scores = model.full_sort_predict(interaction).view(-1, dataset.item_num)  # [B, n_items]
         scores[:, 0] = -torch.inf
+        if history is not None:
+            scores[tuple(index.to(scores.device) for index in history)] = -torch.inf
         rows, targets = rows.to(scores.device), targets.to(scores.device)
-        own = scores[rows, targets].unsqueeze(-1)  # [B, 1]
+        own = scores[rows, targets].unsqueeze(-1)  # [n, 1]
         found["rank"] += ((scores[rows] > own).sum(dim=-1) + 1).tolist()
-        found["user"] += [str(users[i]) for i in interaction[dataset.uid_field].tolist()]
+        found["user"] += [str(users[i]) for i in interaction[dataset.uid_field][rows].tolist()]
         found["item"] += [str(items[i]) for i in targets.tolist()]
     return found
+
+
+def ranks_everything(model: Any) -> bool:
+    """Whether the backbone can score all items at once; RecBole asks the others pair by pair."""
+    return model.recplug_base.full_sort_predict is not AbstractRecommender.full_sort_predict
 
 
 def write_ranks(model: Any, data: Any, path: Path) -> None:

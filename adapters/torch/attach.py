@@ -173,7 +173,7 @@ class Attachment:
         if step is None:
             raise RecplugError("loss() belongs inside 'with attachment.step(...)', around the model's own loss")
         step.encoded = encoded
-        total = self.chain.item_table.raw.new_zeros(())
+        total = self.chain.table("items").raw.new_zeros(())
         self.losses = {}
         for name, augmentation in self.chain.acting("losses").items():
             for part, value in augmentation.losses(step).items():

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 from docutils import nodes
 from sphinx.application import Sphinx
@@ -126,9 +126,27 @@ class Backbones(SphinxDirective):
         from recplug.adapters.recbole.hosts import HOSTS
 
         order = {"supported": 0, "restricted": 1, "refused": 2}
-        hosts = sorted(HOSTS.values(), key=lambda host: (host.family, order[host.status], host.name.lower()))
-        rows = [[code(h.name), h.family, h.status, "yes" if h.trim else "no", h.reason] for h in hosts]
-        return [table(["backbone", "family", "status", "padding trimmed", "remarks"], rows, [18, 14, 14, 12, 52])]
+        found: list[nodes.Node] = []
+        for family, title in (("sequential", "Sequential backbones"), ("graph", "General and graph backbones")):
+            hosts = [host for host in HOSTS.values() if host.family == family]
+            hosts.sort(key=lambda host: (order[host.status], host.name.lower()))
+            rows = [self.row(host) for host in hosts]
+            header = ["backbone", "status", "plugins act on", *self.more[family], "remarks"]
+            found.append(section([nodes.Text(title)], f"{family}-backbones", table(header, rows, [14, 12, 24, 12, 38])))
+        return found
+
+    more: ClassVar[dict[str, list[str]]] = {"sequential": ["padding trimmed"], "graph": ["faster products"]}
+
+    def row(self, host: Any) -> list[str | list[nodes.Node]]:
+        from recplug.adapters.recbole.fast import ANSWERED
+
+        seams = host.seams() if host.status != "refused" else frozenset()
+        places = [name for seam, name in SEAMS.items() if seam in seams]
+        fast = host.trim if host.family == "sequential" else host.name in ANSWERED
+        return [code(host.name), host.status, ", ".join(places) or "-", "yes" if fast else "no", host.reason]
+
+
+SEAMS = {"items": "items", "users": "users", "propagated": "propagated nodes"}
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

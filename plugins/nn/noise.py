@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -33,6 +34,10 @@ class Noise(nn.Module):
         """Standard normal values of ``like``'s shape, type and device."""
         generator = self.generator(like.device)
         return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
+
+    def uniform(self, shape: Sequence[int], device: torch.device) -> Tensor:
+        """Uniform values in [0, 1) in float32: half precision has too few of them to compare with a small rate."""
+        return torch.rand(tuple(shape), generator=self.generator(device), dtype=torch.float32, device=device)
 
     def permutation(self, n: int, device: torch.device) -> Tensor:
         """``[n]``: a random order."""

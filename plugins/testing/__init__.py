@@ -9,7 +9,7 @@ from recplug.plugins.testing.case import Case, cases
 from recplug.plugins.testing.contract import check_plugin
 from recplug.plugins.testing.known_answer import Planted, planted_modalities
 from recplug.plugins.testing.rules import CHECKS, BrokenContract
-from recplug.plugins.testing.toys import HOSTS, ToyGraph, ToyHost, ToySequence
+from recplug.plugins.testing.toys import HOSTS, ToyGraph, ToyHost, ToyPropagation, ToySequence
 
 __all__ = [
     "CHECKS",
@@ -19,6 +19,7 @@ __all__ = [
     "Planted",
     "ToyGraph",
     "ToyHost",
+    "ToyPropagation",
     "ToySequence",
     "cases",
     "check_plugin",

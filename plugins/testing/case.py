@@ -5,20 +5,22 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from recplug.plugins.contract import Context, Modality, Plugin
+from recplug.plugins.contract import Context, Modality, Plugin, Side
 from recplug.plugins.errors import RecplugError
+from recplug.plugins.nn.propagation import lightgcn
 from recplug.plugins.settings import PluginSettings, parse_settings
 from recplug.plugins.step import Batch
 from recplug.plugins.testing.rules import require
-from recplug.plugins.testing.toys import HOSTS, Toy, ToyHost
+from recplug.plugins.testing.toys import HOSTS, Toy, ToyGraph, ToyHost, ToyPropagation
 
-N_USERS, N_ITEMS, LENGTH = 8, 23, 6
-OFFERED = frozenset({"items", "tables", "losses"})
+N_USERS, N_ITEMS, LENGTH = 14, 23, 6  # rare sizes, also their sum, or other things would look like rows of nodes
+LONELY_USER, COLD_ITEM = 13, 7  # without interactions; the item lacks content too
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,11 @@ class Case:
     def __str__(self) -> str:
         return f"{self.plugin.name} on {self.host}"
 
-    def backbone(self) -> Toy:
-        """The bare toy, the same at every call."""
+    def backbone(self, edges: Tensor | None = None) -> Toy:
+        """The bare toy, the same at every call, over ``edges [2, n]``."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)
-            return HOSTS[self.host](N_USERS, N_ITEMS)
+            return HOSTS[self.host](N_USERS, N_ITEMS, self.edges() if edges is None else edges)
 
     def modalities(self) -> dict[str, Modality]:
         """Content of different widths and precisions; item 3 lacks the first, item 5 the second, item 7 all."""
@@ -52,10 +54,11 @@ class Case:
         return found
 
     def edges(self) -> Tensor:
-        """``[2, n]`` training interactions (user, item)."""
+        """``[2, n]`` training interactions (user, item), some twice; one user and one item have none."""
         generator = torch.Generator("cpu").manual_seed(3)
-        users = torch.arange(1, N_USERS, device="cpu").repeat_interleave(4)
-        return torch.stack([users, torch.randint(1, N_ITEMS, (len(users),), generator=generator, device="cpu")])
+        users = torch.arange(1, LONELY_USER, device="cpu").repeat_interleave(4)
+        items = torch.randint(1, N_ITEMS - 1, (len(users),), generator=generator, device="cpu")
+        return torch.stack([users, items + (items >= COLD_ITEM)])
 
     def batch(self) -> Batch:
         """Histories of different lengths, with items that lack content; the targets are distinct."""
@@ -81,20 +84,30 @@ class Case:
         edges: Tensor | None = None,
     ) -> ToyHost:
         """The augmented toy, as an adapter builds it: in a forked random state, seeded with the run's seed."""
-        backbone = backbone or self.backbone()
+        edges = self.edges() if edges is None else edges
+        backbone = backbone or self.backbone(edges)
+        tables: dict[Side, torch.nn.Embedding] = {"items": backbone.items}
+        if isinstance(backbone, ToyGraph):
+            tables["users"] = backbone.users
+        width: dict[str, int] = {side: table.embedding_dim for side, table in tables.items()}
+        if "propagated" in backbone.seams:
+            width["propagated"] = width["items"]
         context = Context(
             host=self.host,
             family=backbone.family,
             n_users=N_USERS,
             n_items=N_ITEMS,
-            n_rows={"items": backbone.items.num_embeddings},
-            width={"items": backbone.items.embedding_dim},
-            edges=self.edges() if edges is None else edges,
+            n_rows={side: table.num_embeddings for side, table in tables.items()},
+            width=width,
+            edges=edges,
             modalities=self.modalities() if modalities is None else modalities,
             mask_id=backbone.mask_id,
             steps_per_epoch=3,
             device=torch.device("cpu"),
             seed=5,
+            propagate=partial(lightgcn, layers=2) if backbone.family == "graph" else None,
+            loss_reduction=backbone.loss_reduction,
+            free_width=isinstance(backbone, ToyPropagation) and backbone.free_width,
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(context.seed)
@@ -113,25 +126,34 @@ def cases(plugin: Plugin, settings: Mapping[str, Any] | None = None, hosts: Iter
     Args:
         plugin: the plugin.
         settings: given settings; others take their defaults.
-        hosts: names in :data:`HOSTS`; those of a family that the plugin does not declare are left out.
+        hosts: names in :data:`HOSTS`; those of a family that the plugin does not declare, and those without a seam on
+            which it acts, are left out.
 
     Raises:
         RecplugError: if a setting is wrong, or the toys cannot offer what the plugin requires.
     """
     parsed = parse_settings(plugin.name, plugin.settings, settings or {})
     needs = plugin.requirements(parsed)
-    if missing := sorted(needs.seams - OFFERED):
-        raise RecplugError(f"the toy hosts do not offer {missing}, on which {plugin.name} acts")
     if needs.factors or needs.second_domain == "required":
         raise RecplugError(f"the toy data have neither factors nor a second domain, which {plugin.name} requires")
-    fitting = [Case(plugin, parsed, host) for host in hosts]
-    fitting = [case for case in fitting if case.backbone().family in needs.families]
-    fitting = [case for case in fitting if case.backbone().family == "sequential" or not needs.backbone_in_loss]
-    if not fitting:
+    toys = [(Case(plugin, parsed, host), Case(plugin, parsed, host).backbone()) for host in hosts]
+    toys = [(case, toy) for case, toy in toys if toy.family in needs.families]
+    if not toys:
         raise RecplugError(
             f"none of the toy hosts is of a family that {plugin.name} declares: {sorted(needs.families)}"
         )
-    return fitting
+    fitting = [(case, toy) for case, toy in toys if needs.seams <= toy.seams]
+    if not fitting:
+        missing = sorted(needs.seams - frozenset().union(*(toy.seams for _, toy in toys)))
+        seams = missing or f"{sorted(needs.seams)} together"
+        raise RecplugError(f"the toy hosts do not offer {seams}, on which {plugin.name} acts")
+    fitting = [(case, toy) for case, toy in fitting if not needs.one_of or needs.one_of & toy.seams]
+    if not fitting:
+        raise RecplugError(f"the toy hosts offer none of {sorted(needs.one_of)}, on which {plugin.name} acts")
+    fitting = [(case, toy) for case, toy in fitting if toy.family == "sequential" or not needs.backbone_in_loss]
+    if not fitting:
+        raise RecplugError(f"{plugin.name} re-runs the encoder, which of the toy hosts the sequential ones offer")
+    return [case for case, _ in fitting]
 
 
 def step_loss(host: ToyHost, batch: Batch) -> Tensor:

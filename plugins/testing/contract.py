@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recplug.plugins.contract import Modality, Panel, Plugin
+from recplug.plugins.contract import Modality, Plugin, Side
 from recplug.plugins.step import Batch
 from recplug.plugins.testing.case import (
     N_ITEMS,
+    N_USERS,
     Case,
     cases,
     finite,
@@ -26,9 +27,14 @@ from recplug.plugins.testing.case import (
     step_loss,
     trained,
 )
+from recplug.plugins.testing.graphs import check_no_interactions as check_no_interactions
+from recplug.plugins.testing.graphs import check_padding_alone as check_padding_alone
+from recplug.plugins.testing.graphs import check_without_interactions as check_without_interactions
 from recplug.plugins.testing.leaks import check_no_future as check_no_future
 from recplug.plugins.testing.leaks import check_no_target as check_no_target
 from recplug.plugins.testing.rules import CHECKS, BrokenContract, require, rule
+from recplug.plugins.testing.shapes import check_seams as check_seams
+from recplug.plugins.testing.shapes import check_shapes as check_shapes
 from recplug.plugins.testing.toys import HOSTS
 
 
@@ -57,39 +63,6 @@ def check_plugin(
         raise BrokenContract("\n".join(broken))
 
 
-@rule("the seams that are declared are those whose methods are overridden")
-def check_seams(case: Case) -> None:
-    """``Requirements.seams`` against the class."""
-    (augmentation,) = case.build().chain.augmentations().values()
-    declared = case.plugin.requirements(case.settings).seams
-    require(declared == augmentation.seams(), f"declared {sorted(declared)}, found {sorted(augmentation.seams())}")
-
-
-@rule("rows, tables and loss terms have the shapes and types that the contract gives")
-def check_shapes(case: Case) -> None:
-    """Every seam's output, asked directly: the chain would hide a wrong type."""
-    host, batch = case.build(), case.batch()
-    (augmentation,) = host.chain.augmentations().values()
-    table, items = host.chain.item_table, torch.arange(N_ITEMS, device="cpu")
-    assert batch.sequence is not None
-    histories = [batch.sequence] if host.backbone.family == "sequential" else []
-    with host.chain.step(batch, whole_table=True, score_is_dot=bool(histories)) as step:
-        for ids, role in [(items, "candidate"), *((h, "input") for h in histories)]:
-            rows = table.raw[ids]
-            out = augmentation.items(rows, ids, role=role, sequence=ids if ids.dim() == 2 else None)  # type: ignore[arg-type]
-            require(out.shape == rows.shape, f"items() gave {tuple(out.shape)} for rows {tuple(rows.shape)}")
-            require(out.dtype == rows.dtype, f"items() gave {out.dtype} for rows of {rows.dtype}")
-        out = augmentation.tables(None, table.raw)[1]
-        require(out.shape == table.raw.shape, f"tables() gave {tuple(out.shape)} for {tuple(table.raw.shape)}")
-        if histories:
-            step.encoder = lambda: host.backbone.encode(batch)
-            step.encoded = step.encoder()
-        for name, value in augmentation.losses(step).items():
-            require(value.dim() == 0 and value.is_floating_point(), f"the loss term '{name}' is no scalar")
-    for name, found in augmentation.diagnostics().items():
-        require(isinstance(found, (Panel, Tensor)), f"the diagnostic '{name}' is a {type(found).__name__}")
-
-
 @rule("in the roles of by_item an item's row does not depend on the history it stands in")
 def check_by_item(case: Case) -> None:
     """The chain fuses such an item once a step, without a history."""
@@ -97,7 +70,7 @@ def check_by_item(case: Case) -> None:
     (augmentation,) = host.chain.augmentations().values()
     ids = batch.sequence
     assert ids is not None
-    rows = host.chain.item_table.raw[ids]
+    rows = host.chain.table("items").raw[ids]
     with torch.no_grad(), host.chain.serving():
         for role in sorted(augmentation.by_item):
             among = augmentation.items(rows, ids, role=role, sequence=ids)[ids > 0]
@@ -107,43 +80,54 @@ def check_by_item(case: Case) -> None:
 
 @rule("padding and mask rows keep the host's own row, bit for bit")
 def check_padding(case: Case) -> None:
-    """Through the grafted table: what an augmentation returns there is ignored, unless it writes in place."""
+    """Through the grafted tables: what an augmentation returns there is ignored, unless it writes in place."""
     host, batch = case.build(), case.batch()
-    special = [0] if host.backbone.mask_id is None else [0, host.backbone.mask_id]
-    before = host.chain.item_table.raw.detach().clone()
-    ids = torch.tensor([[2, *special, 4]], device="cpu")
-    for training in (True, False):
-        host.train(training)
-        step = host.chain.step(replace(batch, sequence=ids)) if training else nullcontext()
-        with torch.no_grad(), step:
-            rows, weight = host.backbone.items(ids)[0, 1:-1], host.backbone.items.weight[special]
-        require(torch.equal(rows, before[special]), "the encoder reads another row")
-        require(torch.equal(weight, before[special]), "the candidate table holds another row")
-    require(torch.equal(host.chain.item_table.raw, before), "the host's own table was written to")
+    special: dict[Side, list[int]] = {"users": [0], "items": [0]}
+    if host.backbone.mask_id is not None:
+        special["items"].append(host.backbone.mask_id)
+    before = {side: table.raw.detach().clone() for side, table in host.chain.tables().items()}
+    for side, table in host.chain.tables().items():
+        ids, kept = torch.tensor([[2, *special[side], 4]], device="cpu"), before[side][special[side]]
+        ids = ids if host.backbone.family == "sequential" else ids.squeeze(0)
+        for training in (True, False):
+            host.train(training)
+            step = host.chain.step(replace(batch, sequence=ids)) if training else nullcontext()
+            with torch.no_grad(), step:
+                rows, weight = table(ids).reshape(-1, table.embedding_dim)[1:-1], table.weight[special[side]]
+            require(torch.equal(rows, kept), f"the encoder reads another row of {side}")
+            require(torch.equal(weight, kept), f"the whole table of {side} holds another row")
+    for side, table in host.chain.tables().items():
+        require(torch.equal(table.raw, before[side]), f"the host's own table of {side} was written to")
 
 
-@rule("items that are numbered otherwise, with their content and interactions, get the same scores")
+@rule("items and users that are numbered otherwise, with their content and interactions, get the same scores")
 def check_permutation(case: Case) -> None:
-    """Item ids carry no information."""
+    """Ids carry no information."""
     host, batch = trained(case.build(), case.batch()), case.batch()
-    order = torch.cat([torch.zeros(1, dtype=torch.long, device="cpu"), 1 + torch.randperm(N_ITEMS - 1, device="cpu")])
-    rows = torch.cat([order, torch.arange(N_ITEMS, len(host.chain.item_table.raw), device="cpu")])  # [n_rows]
+    items, users = (
+        torch.cat([torch.zeros(1, dtype=torch.long, device="cpu"), 1 + torch.randperm(n - 1, device="cpu")])
+        for n in (N_ITEMS, N_USERS)
+    )
+    # A tensor that has a row an item, a user or a node is renumbered; rare lengths keep others from looking like one.
+    rows = torch.cat([items, torch.arange(N_ITEMS, len(host.chain.table("items").raw), device="cpu")])  # [n_rows]
+    orders = {len(order): order for order in (users, items, rows, torch.cat([users, N_USERS + items]))}
 
-    def renumber(values: Tensor, new: Tensor = order) -> Tensor:
-        return torch.empty_like(values).index_copy_(0, new, values)
+    def renumber(values: Tensor) -> Tensor:
+        order = orders.get(len(values)) if values.dim() else None
+        return values if order is None else torch.empty_like(values).index_copy_(0, order, values)
 
     modalities = {
         name: Modality(name, renumber(m.values), renumber(m.present)) for name, m in case.modalities().items()
     }
-    users, items = case.edges()
-    other = case.build(modalities=modalities, edges=torch.stack([users, order[items]]))
-    with torch.no_grad():
-        # A parameter that has a row an item is renumbered too; a rare length keeps others from looking like one.
-        for mine, theirs in zip(host.parameters(), other.parameters(), strict=True):
-            theirs.copy_(renumber(mine, rows) if mine.dim() and len(mine) == len(rows) else mine)
+    edges = case.edges()
+    other = case.build(modalities=modalities, edges=torch.stack([users[edges[0]], items[edges[1]]]))
+    state = {key: renumber(v) if isinstance(v, Tensor) else v for key, v in host.state_dict().items()}
+    other.load_state_dict(state)
     assert batch.sequence is not None
-    scores, renumbered = host.scores(batch), other.scores(replace(batch, sequence=order[batch.sequence]))
-    difference = (renumbered[:, order] - scores).abs().max()
+    assert batch.users is not None
+    moved = replace(batch, sequence=items[batch.sequence], users=users[batch.users])
+    scores, renumbered = host.scores(batch), other.scores(moved)
+    difference = (renumbered[:, items] - scores).abs().max()
     require(difference < 1e-4 * scores.abs().max(), f"scores differ by up to {difference:.2g}")
 
 
@@ -156,10 +140,11 @@ def check_missing(case: Case) -> None:
         for name, m in modalities.items()
     }
     host, other = case.build(), case.build(modalities=garbage)
-    finite(host, step_loss(host, batch), batch)
     require(torch.equal(host.scores(batch), other.scores(batch)), "the scores read absent vectors")
-    host, other = case.build(), case.build(modalities=garbage)
-    require(torch.equal(step_loss(host, batch), step_loss(other, batch)), "the loss reads absent vectors")
+    loss = step_loss(host, batch)
+    require(torch.equal(loss, step_loss(other, batch)), "the loss reads absent vectors")
+    finite(host, loss, batch)
+    require(torch.equal(host.scores(batch), other.scores(batch)), "after a step the scores read absent vectors")
 
 
 @rule("at its identity settings a plugin leaves loss, gradients and scores bit-equal to the bare backbone's")
@@ -239,10 +224,11 @@ def check_batch_of_one(case: Case) -> None:
 
 @rule("evaluation draws no random numbers and changes nothing")
 def check_evaluation(case: Case) -> None:
-    """Scores, and diagnostics."""
+    """Scores, of other users in between, and diagnostics."""
     host, batch = trained(case.build(), case.batch()), case.batch()
     before, state = torch.get_rng_state(), snapshot(host)
     scores = host.scores(batch)
+    host.scores(Batch(**{name: None if value is None else value.flip(0) for name, value in vars(batch).items()}))
     with torch.no_grad(), host.eval().chain.serving():
         for augmentation in host.chain.augmentations().values():
             augmentation.diagnostics()

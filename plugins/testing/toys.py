@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recplug.plugins.chain import Chain
-from recplug.plugins.contract import Augmentation, Context, Family
+from recplug.plugins.contract import Augmentation, Context, Family, Seam
+from recplug.plugins.nn.propagation import Adjacency, lightgcn
 from recplug.plugins.step import Batch
-from recplug.plugins.table import ItemTable
+from recplug.plugins.table import ItemTable, UserTable
 
 
 class ToySequence(nn.Module):
@@ -32,6 +33,8 @@ class ToySequence(nn.Module):
     """
 
     family: ClassVar[Family] = "sequential"
+    loss_reduction: ClassVar[Literal["mean", "sum"]] = "mean"
+    seams: ClassVar[frozenset[Seam]] = frozenset({"items", "tables", "losses"})
     mask_id: int | None
 
     def __init__(
@@ -89,7 +92,7 @@ class ToySequence(nn.Module):
 class ToyGraph(nn.Module):
     """A matrix factorisation: a user table and an item table, trained by BPR.
 
-    Only the item table is a seam here: propagated nodes and user rows are no part of the chain yet.
+    The users' padding row is not zero either, and theirs is an embedding without ``padding_idx``, as in RecBole.
 
     Args:
         n_users, n_items: counts with the padding rows.
@@ -98,8 +101,10 @@ class ToyGraph(nn.Module):
     """
 
     family: ClassVar[Family] = "graph"
+    seams: ClassVar[frozenset[Seam]] = frozenset({"items", "users", "tables", "losses"})
     mask_id: int | None = None
     loss_type = "bpr"
+    loss_reduction: ClassVar[Literal["mean", "sum"]] = "mean"
 
     def __init__(self, *, n_users: int, n_items: int, width: int = 16, dropout: float = 0.2) -> None:
         super().__init__()
@@ -107,23 +112,103 @@ class ToyGraph(nn.Module):
         self.users = nn.Embedding(n_users, width)
         self.items = nn.Embedding(n_items, width, padding_idx=0)
         self.dropout = nn.Dropout(dropout)
-        nn.init.normal_(self.items.weight, std=0.3)
+        for table in (self.users, self.items):
+            nn.init.normal_(table.weight, std=0.3)
 
     def encode(self, batch: Batch) -> Tensor:
         """``users [B]`` of a batch to ``[B, d]``."""
         return self.dropout(self.users(batch.users))
 
-    def loss_of(self, encoded: Tensor, batch: Batch) -> Tensor:
-        """The training loss of encoded users ``[B, d]``."""
-        return bpr(encoded, self.items(batch.positives), self.items(batch.negatives))
-
     def loss(self, batch: Batch) -> Tensor:
         """The training loss of a batch."""
-        return self.loss_of(self.encode(batch), batch)
+        return bpr(self.encode(batch), self.items(batch.positives), self.items(batch.negatives))
 
     def scores(self, batch: Batch) -> Tensor:
         """``[B, n_items]``."""
-        return self.encode(batch) @ self.items.weight[: self.n_items].T
+        return self.encode(batch) @ self.items.weight.T
+
+
+class ToyPropagation(ToyGraph):
+    """A :class:`ToyGraph` whose users and items are propagated before they are scored by their dot product (LightGCN).
+
+    Called without arguments it gives its nodes: ``users [n_users, d]`` and ``items [n_items, d]``.
+
+    Args:
+        n_users, n_items: counts with the padding rows.
+        edges: ``[2, n]`` training interactions (user, item).
+        width: d.
+        layers: of propagation.
+        dropout: on the user table; on the nodes, whose width is free, a plugin would shift its draws.
+    """
+
+    seams: ClassVar[frozenset[Seam]] = ToyGraph.seams | {"propagated"}
+    free_width: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        *,
+        n_users: int,
+        n_items: int,
+        edges: Tensor,
+        width: int = 16,
+        layers: int = 2,
+        dropout: float = 0.2,
+    ) -> None:
+        super().__init__(n_users=n_users, n_items=n_items, width=width, dropout=dropout)
+        self.layers = layers
+        self.adjacency = Adjacency.bipartite(edges, n_users=n_users, n_items=n_items)
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """The nodes: ``[n_users, d]``, ``[n_items, d]``."""
+        return lightgcn(self.adjacency, self.dropout(self.users.weight), self.items.weight, self.layers)
+
+    def encode(self, batch: Batch) -> Tensor:
+        """``users [B]`` of a batch to ``[B, d]``."""
+        users, _ = self()
+        return users[batch.users]
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The training loss of a batch."""
+        users, items = self()
+        return bpr(users[batch.users], items[batch.positives], items[batch.negatives])
+
+    def scores(self, batch: Batch) -> Tensor:
+        """``[B, n_items]``."""
+        users, items = self()
+        return users[batch.users] @ items.T
+
+
+class ToyDecoder(ToyPropagation):
+    """A :class:`ToyPropagation` scored by a bilinear form, which fixes its nodes' width; its loss is a sum.
+
+    Args:
+        n_users, n_items: counts with the padding rows.
+        edges: ``[2, n]`` training interactions (user, item).
+        width: d.
+    """
+
+    free_width = False
+    loss_reduction = "sum"
+
+    def __init__(self, *, n_users: int, n_items: int, edges: Tensor, width: int = 16) -> None:
+        super().__init__(n_users=n_users, n_items=n_items, edges=edges, width=width)
+        self.form = nn.Linear(width, width, bias=False)
+
+    def encode(self, batch: Batch) -> Tensor:
+        """``users [B]`` of a batch to ``[B, d]``."""
+        return self.form(super().encode(batch))
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The training loss of a batch."""
+        assert batch.users is not None
+        users, items = self()
+        encoded = self.form(users[batch.users])  # [B, d]
+        return len(encoded) * bpr(encoded, items[batch.positives], items[batch.negatives])
+
+    def scores(self, batch: Batch) -> Tensor:
+        """``[B, n_items]``."""
+        users, items = self()
+        return self.form(users[batch.users]) @ items.T
 
 
 def bpr(users: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
@@ -132,12 +217,14 @@ def bpr(users: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
 
 
 Toy = ToySequence | ToyGraph
-# The toy backbones that a plugin is tested on, by name: from a number of users and of items.
-HOSTS: dict[str, Callable[[int, int], Toy]] = {
-    "mean-ce": lambda n_users, n_items: ToySequence(n_items=n_items),
-    "gru-bpr": lambda n_users, n_items: ToySequence(n_items=n_items, encoder="gru", loss_type="bpr"),
-    "mask-ce": lambda n_users, n_items: ToySequence(n_items=n_items, mask_row=True),
-    "graph-bpr": lambda n_users, n_items: ToyGraph(n_users=n_users, n_items=n_items),
+# The toy backbones that a plugin is tested on, by name: from a number of users and of items, and the interactions.
+HOSTS: dict[str, Callable[[int, int, Tensor], Toy]] = {
+    "mean-ce": lambda n_users, n_items, edges: ToySequence(n_items=n_items),
+    "gru-bpr": lambda n_users, n_items, edges: ToySequence(n_items=n_items, encoder="gru", loss_type="bpr"),
+    "mask-ce": lambda n_users, n_items, edges: ToySequence(n_items=n_items, mask_row=True),
+    "graph-bpr": lambda n_users, n_items, edges: ToyGraph(n_users=n_users, n_items=n_items),
+    "nodes-bpr": lambda n_users, n_items, edges: ToyPropagation(n_users=n_users, n_items=n_items, edges=edges),
+    "decoder-sum": lambda n_users, n_items, edges: ToyDecoder(n_users=n_users, n_items=n_items, edges=edges),
 }
 
 
@@ -145,7 +232,7 @@ class ToyHost(nn.Module):
     """A toy backbone with augmentations grafted on: all that an adapter does, in a page.
 
     Args:
-        backbone: the toy; its item table is turned into an :class:`ItemTable`.
+        backbone: the toy; its tables are grafted, and its nodes pass through the augmentations.
         augmentations: by plugin name, in order.
         context: what they were built with.
     """
@@ -157,23 +244,36 @@ class ToyHost(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.chain = Chain(augmentations, context)
-        ItemTable.graft(backbone.items, self.chain)
+        ItemTable.graft(backbone.items, self.chain, role="candidate" if backbone.family == "graph" else None)
+        if isinstance(backbone, ToyGraph):
+            UserTable.graft(backbone.users, self.chain)
+        if isinstance(backbone, ToyPropagation):
+            # Past nn.Module.__setattr__: the chain is no child of the backbone.
+            backbone.__dict__["chain"] = self.chain
+            backbone.register_forward_hook(_through_chain)
 
     def loss(self, batch: Batch) -> Tensor:
         """The backbone's training loss and the plugins'."""
-        sequential = self.backbone.family == "sequential"
-        with self.chain.step(batch, whole_table=self.backbone.loss_type == "ce", score_is_dot=sequential) as step:
-            encode = partial(self.backbone.encode, batch)
-            encoded = encode()  # [B, d]
-            if sequential:
-                step.encoder, step.encoded = encode, encoded
-            host = self.backbone.loss_of(encoded, batch)
+        backbone = self.backbone
+        sequential = isinstance(backbone, ToySequence)
+        # A propagating backbone reads its whole tables in every step.
+        beyond_batch, whole_table = isinstance(backbone, ToyPropagation), backbone.loss_type == "ce"
+        with self.chain.step(
+            batch, whole_table=whole_table, beyond_batch=beyond_batch, score_is_dot=sequential
+        ) as step:
+            if isinstance(backbone, ToySequence):
+                step.encoder = partial(backbone.encode, batch)
+                step.encoded = step.encoder()  # [B, d]
+                host = backbone.loss_of(step.encoded, batch)
+            else:
+                host = backbone.loss(batch)
             total = self.chain.total_loss(step)
         return host if total is None else host + total
 
     def encode(self, batch: Batch) -> Tensor:
         """``[B, d]``, within a step that knows the whole batch; nothing is learned from it."""
-        with torch.no_grad(), self.chain.step(batch):
+        beyond_batch = isinstance(self.backbone, ToyPropagation)
+        with torch.no_grad(), self.chain.step(batch, beyond_batch=beyond_batch):
             return self.backbone.encode(batch)
 
     @torch.no_grad()
@@ -184,3 +284,8 @@ class ToyHost(nn.Module):
         scores = self.backbone.scores(batch)
         self.train(training)
         return scores
+
+
+def _through_chain(backbone: nn.Module, arguments: tuple[object, ...], nodes: tuple[Tensor, Tensor]) -> object:
+    chain: Chain = backbone.__dict__["chain"]
+    return chain.propagated(chain.current(), *nodes)

@@ -128,8 +128,9 @@ def test_what_breaks_is_reported_and_the_rest_is_still_looked_at(monkeypatch):
     assert found["python"].status == "ok"
 
 
-def test_bundled_data_without_files_is_a_problem(monkeypatch, tmp_path):
+@pytest.mark.parametrize("file", ["gone.inter", "gone.train.inter"])
+def test_bundled_data_without_files_is_a_problem(file, monkeypatch, tmp_path):
     monkeypatch.setattr(data, "bundled", lambda: {"gone": SimpleNamespace(directory=tmp_path)})
     assert named(report())["data: gone"].status == "problem"
-    (tmp_path / "gone.inter").write_text("user_id:token\n")
+    (tmp_path / file).write_text("user_id:token\n")
     assert named(report())["data: gone"].status == "ok"

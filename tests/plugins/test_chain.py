@@ -7,7 +7,7 @@ from torch import nn
 
 from recplug.plugins import Augmentation, Batch, Context, RecplugError
 from recplug.plugins.chain import Chain
-from recplug.plugins.table import ItemTable, find_table
+from recplug.plugins.table import ItemTable, UserTable, find_table
 
 N, D = 12, 4
 BATCH = Batch(positives=torch.tensor([7, 2]), sequence=torch.tensor([[3, 2], [2, 0]]), lengths=torch.tensor([2, 1]))
@@ -396,7 +396,7 @@ def test_one_dimensional_input():
     """TransRec reads the last item alone."""
     times = Times(roles=("input",))
     host = grafted(times=times)
-    host.table.one_dimensional_input = True
+    host.table.role = "input"
     assert torch.allclose(host.table(BATCH.positives), 2 * host.table.raw[BATCH.positives])
 
 
@@ -409,7 +409,209 @@ def test_finding_a_table():
     assert find_table(model, "linear") is find_table(model, "inner.none") is None
 
 
-def test_users_have_no_table_yet():
+# -- users, both tables, nodes
+
+USERS = 5
+
+
+class Greet(Augmentation):
+    """Acts on users; counts the rows that it is asked for."""
+
+    def __init__(self, factor=3.0):
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(factor))
+        self.asked = []
+
+    def users(self, rows, ids):
+        self.asked.append(tuple(ids.shape))
+        return rows * self.factor + ids.unsqueeze(-1)
+
+
+class Exchange(Augmentation):
+    """Each side of the tables gets the other's mean."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def tables(self, users, items):
+        self.calls += 1
+        return users + items.mean(dim=0), items + users.mean(dim=0)
+
+
+class Widen(Augmentation):
+    def propagated(self, users, items):
+        return torch.cat([users, users], dim=1), torch.cat([items, -items], dim=1)
+
+
+class Scale(Augmentation):
+    def __init__(self):
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(2.0))
+
+    def propagated(self, users, items):
+        assert self.step is not None
+        return users * self.factor, items + 1.0
+
+
+def paired(loss_reduction="mean", **augmentations):
+    """A host with a table of users and one of items."""
+    torch.manual_seed(0)
+    host = nn.Module()
+    host.table, host.people = nn.Embedding(N, D, padding_idx=0), nn.Embedding(USERS, D)
+    nn.init.normal_(host.table.weight)
+    rows, width = {"items": N, "users": USERS}, {"items": D, "users": D}
+    context = Context("Toy", "graph", USERS, N, rows, width, torch.empty(2, 0), loss_reduction=loss_reduction)
+    host.chain = Chain(augmentations, context)
+    assert ItemTable.graft(host.table, host.chain, role="candidate") is host.table
+    assert UserTable.graft(host.people, host.chain) is host.people
+    return host
+
+
+def test_users_pass_through_their_seam_and_padding_stays():
+    host, ids = paired(one=Greet(), two=Greet(0.5)), torch.tensor([[4, 0], [2, 2]])
+    expected = 0.5 * (3 * host.people.raw[ids] + ids.unsqueeze(-1)) + ids.unsqueeze(-1)
+    expected[0, 1] = host.people.raw[0]
+    assert torch.equal(host.people(ids), expected)
+    everyone = torch.arange(USERS).unsqueeze(1)
+    whole = 0.5 * (3 * host.people.raw + everyone) + everyone
+    assert torch.equal(host.people.weight[1:], whole[1:])
+    assert torch.equal(host.people.weight[0], host.people.raw[0])
+    assert host.table.weight is host.table.raw, "items are left alone"
+
+
+def test_without_a_plugin_the_user_table_is_the_bare_embedding():
+    host, bare = paired(), nn.Embedding(USERS, D)
+    bare.load_state_dict(host.people.state_dict())
+    assert host.people.weight is host.people.raw
+    upstream, ids = torch.randn(3, D), torch.tensor([4, 1, 4])
+    for table in (host.people, bare):
+        (table(ids) * upstream).sum().backward()
+    assert torch.equal(host.people.raw.grad, bare.weight.grad)
+
+
+def test_the_whole_user_table_is_made_once_a_step_and_once_an_evaluation():
+    greet = Greet()
+    host = paired(greet=greet)
+    with host.chain.step(BATCH):
+        first = host.people.weight
+        assert host.people.weight is first
+    with host.chain.step(BATCH):
+        assert host.people.weight is not first
+    assert greet.asked == [(USERS,), (USERS,)]
+    host.eval()
+    with torch.no_grad():
+        before = host.people.weight
+        assert host.people.weight is before
+        host.people.raw.add_(1.0)
+        assert torch.allclose(host.people.weight[1:], before[1:] + 3.0)
+        greet.factor.zero_()
+        assert torch.equal(host.people.weight[1:], torch.arange(1.0, USERS).unsqueeze(1).expand(-1, D))
+
+
+def test_both_tables_are_made_together_and_come_before_the_rows():
+    exchange, greet, times = Exchange(), Greet(), Times()
+    host = paired(times=times, greet=greet, exchange=exchange)
+    users, items = host.people.raw, host.table.raw
+    with host.chain.step(BATCH) as step:
+        moved = users + items.mean(dim=0), items + users.mean(dim=0)
+        for side, raw, new in zip(("users", "items"), (users, items), moved, strict=True):
+            assert torch.equal(step.table(side)[1:], new[1:])
+            assert torch.equal(step.table(side)[0], raw[0])
+        ids = torch.tensor([3, 0])
+        assert torch.equal(host.people(ids)[0], 3 * moved[0][3] + 3)
+        assert torch.equal(host.people(ids)[1], users[0])
+        assert torch.allclose(host.table(BATCH.positives), 2 * moved[1][BATCH.positives])
+        assert torch.equal(host.table.weight[0], items[0])
+        assert torch.equal(host.people.weight[1:], (3 * moved[0] + torch.arange(USERS).unsqueeze(1))[1:])
+    assert exchange.calls == 1, "once a step, for both sides"
+
+
+def test_an_evaluations_tables_end_with_either_sides_parameters():
+    exchange = Exchange()
+    host = paired(exchange=exchange).eval()
+    with torch.no_grad():
+        before = host.table.weight.clone()
+        host.people.weight.sum()
+        assert exchange.calls == 1
+        host.people.raw[1:].add_(1.0)  # the users' parameter alone: it stands in the items' rows too
+        assert torch.allclose(host.table.weight[1:], before[1:] + (USERS - 1) / USERS)
+
+
+def test_gradients_reach_both_tables():
+    host = paired(exchange=Exchange())
+    host.people(torch.tensor([2])).sum().backward()
+    assert torch.allclose(host.table.raw.grad, torch.full((N, D), 1 / N))
+    expected = torch.zeros(USERS, D)
+    expected[2] = 1.0
+    assert torch.equal(host.people.raw.grad, expected)
+
+
+def test_nodes_pass_through_plugins_in_order():
+    users, items = torch.randn(USERS, D), torch.randn(N, D)
+    for names in (("scale", "widen"), ("widen", "scale")):
+        host = paired(**{name: {"scale": Scale, "widen": Widen}[name]() for name in names})
+        with host.chain.step(BATCH) as step:
+            found = host.chain.propagated(step, users, items)
+        assert torch.equal(found[0], 2 * torch.cat([users, users], dim=1))
+        wide = [items + 1, -(items + 1)] if names[0] == "scale" else [items + 1, -items + 1]
+        assert torch.equal(found[1], torch.cat(wide, dim=1))
+        found[0].sum().backward()
+        assert torch.allclose(host.chain.plugins["scale"].factor.grad, 2 * users.sum())
+
+
+def test_nodes_without_a_plugin_are_the_same_tensors():
+    users, items, host = torch.randn(USERS, D), torch.randn(N, D), paired(greet=Greet())
+    with host.chain.step(BATCH) as step:
+        found = host.chain.propagated(step, users, items)
+    assert found[0] is users
+    assert found[1] is items
+
+
+@pytest.mark.parametrize(("reduction", "times"), [("mean", 1), ("sum", 3)])
+def test_losses_follow_the_hosts_reduction(reduction, times):
+    host = paired(loss_reduction=reduction, one=Penalty(2.0), two=Penalty(5.0))
+    with host.chain.step(Batch(users=torch.tensor([1, 2, 1]))) as step:
+        assert host.chain.total_loss(step) == times * (2.0 + 1.0 + 5.0 + 1.0)
+    assert host.chain.read_parts()["two.size"] == 5.0, "the log has the plugin's own numbers"
+
+
+def test_a_copy_has_tables_of_its_own_on_both_sides():
+    host = paired(exchange=Exchange(), greet=Greet()).eval()
+    with torch.no_grad():
+        before = host.people.weight.clone(), host.table.weight.clone()
+        twin = copy.deepcopy(host)
+        assert twin.chain.user_table is twin.people
+        assert twin.chain.item_table is twin.table
+        assert twin.people.chain is twin.table.chain is twin.chain
+        assert torch.equal(twin.people.weight, before[0])
+        twin.table.raw.zero_()
+        assert not torch.equal(twin.people.weight, before[0])
+        assert torch.equal(host.people.weight, before[0])
+        assert torch.equal(host.table.weight, before[1])
+
+
+@pytest.mark.parametrize(("role", "seen"), [(None, "input"), ("candidate", "candidate")])
+def test_a_host_may_have_one_role_for_all(role, seen):
+    """SimpleX scores matrices of negatives."""
+    times = Times()
+    table = nn.Embedding(N, D, padding_idx=0)
+    context = Context("Toy", "graph", USERS, N, {"items": N}, {"items": D}, torch.empty(2, 0))
+    ItemTable.graft(table, Chain({"times": times}, context), role=role)
+    table(torch.tensor([[1, 2], [3, 4]]))
+    assert times.asked == [(seen, (2, 2))]
+
+
+def test_a_host_without_an_item_table_says_so():
+    context = Context("Toy", "graph", USERS, N, {}, {}, torch.empty(2, 0))
+    chain = Chain({"scale": Scale()}, context)
+    with chain.step(BATCH) as step:
+        chain.propagated(step, torch.ones(USERS, D), torch.ones(N, D))
+        with pytest.raises(RecplugError, match="Toy has no item table; use a plugin that acts on propagated nodes"):
+            step.table("items")
+
+
+def test_a_host_without_a_user_table_says_so():
     host = grafted()
     with host.chain.step(BATCH) as step, pytest.raises(RecplugError, match="Toy has no user table"):
         step.table("users")

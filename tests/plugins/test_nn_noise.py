@@ -14,6 +14,7 @@ def test_the_stream_is_a_generators():
     like = torch.empty(3, 4)
     assert torch.equal(noise.normal(like), torch.randn(3, 4, generator=generator))
     assert torch.equal(noise.permutation(9, CPU), torch.randperm(9, generator=generator))
+    assert torch.equal(noise.uniform((2, 5), CPU), torch.rand(2, 5, generator=generator))
     assert noise.normal(like.double()).dtype is torch.float64
 
 
@@ -21,6 +22,7 @@ def test_the_global_state_is_not_used():
     before = torch.get_rng_state()
     noise = Noise(1)
     noise.normal(torch.empty(5)), noise.permutation(5, CPU), noise.dropout(torch.ones(5), 0.5)
+    noise.uniform((5,), CPU)
     assert torch.equal(before, torch.get_rng_state())
 
 

@@ -1,19 +1,27 @@
 import os
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
 from recplug.adapters.data import bundled, check, get, locate
 from recplug.adapters.features import FeatureTable, load_modalities
+from recplug.adapters.features.neighbours import NeighbourTable
 from recplug.plugins.errors import RecplugError
+from recplug.plugins.nn.knn import kneighbours
 
-SMALL, FULL = "amazon-scientific", "amazon-scientific-full"
+SMALL, FULL, BABY = "amazon-scientific", "amazon-scientific-full", "amazon-baby-small"
 # The digests of the source's own matrices, printed by benchmarks/build_bundled_data.py.
 SHA256 = {
     "image": "99bd8d2842d92863a7584dd6fcf6686799bb04827b55ea341ac00f0af68a2051",
     "text": "95663f03ce5db9582b3021ecf39cff0f82308dd7dbcca543e25b3625f9b0b62b",
+}
+SHA256_BABY = {
+    "image": "139a7d040f2523a20c0ef3b9a94acc72675fa9b7cfbeff62451a1312d5d70c9f",
+    "text": "361b78abf3370c750ff33d3821a3706704ba1485f25281ace057ba94b9c4dd4e",
 }
 
 
@@ -47,6 +55,49 @@ def test_bundled_sets_have_the_counts_they_state(name, counts):
     assert {row[0] for row in catalogue} == set(items)
     assert len(catalogue) == counts[1]
     assert all(len(row) == 2 and row[1] for row in catalogue)
+
+
+def test_the_cut_of_baby_is_dense_and_keeps_its_split():
+    folder, data_set = bundled()[BABY].directory, bundled()[BABY]
+    header, *catalogue = rows(BABY, "item")
+    assert header == ["item_id:token", "asin:token"]
+    parts = {part: rows(BABY, f"{part}.inter") for part in ("train", "valid", "test")}
+    assert all(part.pop(0) == ["user_id:token", "item_id:token"] for part in parts.values())
+    everything = [tuple(row) for part in parts.values() for row in part]
+    users, items = ({row[side] for row in everything} for side in (0, 1))
+    assert (len(users), len(items), len(everything)) == (1_489, 890, 16_880)
+    assert (data_set.users, data_set.items, data_set.interactions) == (1_489, 890, 16_880)
+    assert len(set(everything)) == len(everything)  # no pair in two parts
+    assert {item for item, _ in catalogue} == items
+    assert len({asin for _, asin in catalogue}) == len(catalogue) == len(items)
+    for side in (0, 1):
+        assert min(Counter(row[side] for row in parts["train"]).values()) >= 5
+    assert users == {user for user, _ in parts["valid"]} == {user for user, _ in parts["test"]}
+    tables = {m: FeatureTable.load(folder / f"{BABY}.{m}.safetensors") for m in ("image", "text")}
+    for modality, table in tables.items():
+        assert table.sha256 == SHA256_BABY[modality]
+        assert set(table.tokens) == items
+        assert table.features.shape == (890, 128)
+        assert "fitted" in table.metadata["encoder"]
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 1_000_000
+
+
+@pytest.mark.parametrize("modality", ["image", "text"])
+def test_babys_neighbours_are_bought_by_the_same_users(modality):
+    """Nearest items share training users more often than items at random do: vectors and ids belong together."""
+    table = FeatureTable.load(bundled()[BABY].directory / f"{BABY}.{modality}.safetensors")
+    place = {token: row for row, token in enumerate(table.tokens)}
+    buyers = {}
+    for user, item in rows(BABY, "train.inter")[1:]:
+        buyers.setdefault(user, []).append(place[item])
+    bought = torch.zeros(len(buyers), len(place))
+    for row, items in enumerate(buyers.values()):
+        bought[row, items] = 1
+    shared = torch.nn.functional.normalize(bought, dim=0)
+    shared = (shared.T @ shared).fill_diagonal_(0)
+    nearest = kneighbours(table.features, torch.ones(len(place), dtype=torch.bool), 5).index
+    by_chance = shared.sum() / (len(place) * (len(place) - 1))
+    assert shared.gather(1, nearest).mean() > 1.5 * by_chance  # of 50 random orders of the items, the best has 1.1
 
 
 @pytest.mark.parametrize("name", [SMALL, FULL])
@@ -142,7 +193,7 @@ def test_ready_made_splits_are_found(tmp_path):
     assert locate("a[b]", tmp_path) == tmp_path
 
 
-@pytest.mark.parametrize("name", [SMALL, FULL])
+@pytest.mark.parametrize("name", [SMALL, FULL, BABY])
 def test_a_copy_is_whole_and_stands_alone(tmp_path, name):
     folder = get(name, tmp_path / "data")
     assert folder == tmp_path / "data" / name
@@ -235,6 +286,59 @@ def test_other_broken_files_are_refused_in_one_line(shop, tmp_path):
     told(lambda: check(tmp_path / "shop"), "none of the dataset's 2 items")
 
 
+HEAD = "user_id:token\titem_id:token\ttimestamp:float\n"
+SPLIT = {"train.inter": HEAD + "u\ta\t1\nv\tb\t2\n", "valid.inter": HEAD + "u\tc\t3\n",
+         "test.inter": HEAD + "v\td\t4\nv\ta\t5\n"}  # fmt: skip
+
+
+def split_of(shop, **others):
+    folder = shop(**{**SPLIT, "yaml": "", **others})
+    (folder / "shop.inter").unlink()
+    return folder
+
+
+def test_a_ready_made_split_is_checked_as_one_set(shop, tmp_path):
+    report = check(split_of(shop))
+    assert report[:5] == [
+        "shop: 2 users, 4 items, 5 interactions",
+        "split: train 2, valid 1, test 2; 2 items occur outside train only; for RecBole to use it, set"
+        " benchmark_filename: [train, valid, test]",
+        "train time: timestamp, from 1 to 2",
+        "valid time: timestamp, from 3 to 3",
+        "test time: timestamp, from 4 to 5",
+    ]
+    assert report[5] == "repeats: none"
+    folder = split_of(shop, yaml="benchmark_filename: [train, test]\n")
+    assert check(folder)[1] == "split: train 2, test 2; 1 items occur outside train only"
+    repeated = split_of(shop, **{"test.inter": HEAD + "u\ta\t9\n"})
+    assert "repeats: 1 rows name a pair" in "\n".join(check(repeated))
+    told(lambda: check(split_of(shop, **{"valid.inter": HEAD + "u\t\t3\n"})), "shop.valid.inter", "missing")
+    told(lambda: check(split_of(shop, yaml="benchmark_filename: [train, gone]\n")), "shop.gone.inter")
+    folder = shop(yaml="", **SPLIT)  # beside a whole file, nothing says that the split is meant
+    assert check(folder)[0] == "shop: 2 users, 2 items, 3 interactions"
+
+
+def test_the_name_of_a_split_is_without_its_parts(shop, tmp_path):
+    split_of(shop).rename(tmp_path / "elsewhere")
+    folder = tmp_path / "elsewhere"
+    assert check(folder)[0].startswith("shop: ")
+    for part in ("train", "valid", "test"):
+        (folder / f"shop.{part}.inter").rename(folder / f"shop.x{part}.inter")
+    told(lambda: check(folder), "several data sets (shop.xtest, shop.xtrain, shop.xvalid)")
+    (folder / "shop.yaml").write_text("benchmark_filename: [xtrain, xvalid, xtest]\n")
+    assert check(folder)[1].startswith("split: xtrain 2, xvalid 1, xtest 2")
+
+
+def test_graphs_are_checked_too(shop):
+    folder = shop()
+    table = NeighbourTable(("a", "b"), np.array([0]), np.array([1]), np.ones(1, np.float32), "image")
+    table.save(folder / "shop.image.knn.safetensors")
+    assert check(folder)[-1] == "image: 1 of 2 items have neighbours (50.0 %); up to 1 each"
+    elsewhere = NeighbourTable(("x", "y"), np.array([0]), np.array([1]), np.ones(1, np.float32), "image")
+    elsewhere.save(folder / "shop.image.knn.safetensors")
+    told(lambda: check(folder), "joins none of the dataset's 2 items")
+
+
 def test_the_set_in_a_folder_is_the_one_it_is_named_after(shop, tmp_path):
     folder = shop()
     (folder / "other.inter").write_text("x")
@@ -248,5 +352,6 @@ def test_the_set_in_a_folder_is_the_one_it_is_named_after(shop, tmp_path):
 
 def test_the_terms_carry_sources_and_citations():
     terms = (Path(bundled()[SMALL].directory).parent / "TERMS.md").read_text()
-    for word in ("3d93ec5", "db47560", "EMNLP", "UniSRec", "MISSRec", "DeCoRec", "not commercial", "CLIP ViT-B/32"):
+    for word in ("3d93ec5", "db47560", "EMNLP", "UniSRec", "MISSRec", "DeCoRec", "not commercial", "CLIP ViT-B/32",
+                 "5a58082", "6502a00", "f29f02a", "SIGIR 2015", "WWW 2016"):  # fmt: skip
         assert word in terms

@@ -6,15 +6,19 @@ import random
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from recplug.adapters.features import FeatureTable
 from recplug.adapters.recbole.augment import augment
 from recplug.adapters.recbole.compat import recbole_compat
 from recplug.adapters.recbole.config import make_config, model_class
+from recplug.plugins import Augmentation, Plugin, PluginSettings, Requirements, hookimpl, registry, setting
 
 USERS, ITEMS, WIDTH, LENGTH = 60, 40, 16, 10
 GENRES = ("drama", "comedy", "crime", "war")
 
+# RecBole's default for sequential models; for general ones it is at random, by the seed.
+BY_TIME = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}
 # Small everywhere: one dictionary for the models' many names of the same sizes.
 SMALL = {
     "embedding_size": WIDTH,
@@ -30,6 +34,7 @@ SMALL = {
     "seed": 3,
     "use_gpu": False,
     "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
+    "eval_args": BY_TIME,
 }
 ITEM_FEATURES = {
     "load_col": {**SMALL["load_col"], "item": ["item_id", "genre", "price"]},
@@ -49,10 +54,22 @@ KNOWLEDGE = {
     "alias_of_entity_id": ["ent_id"],
     "alias_of_relation_id": ["rel_id"],
     "preload_weight": {"ent_id": "ent_vec", "rel_id": "rel_vec"},
-    # RecBole's own defaults for the two models that use it split at random, which its sequential data sets refuse.
-    "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"},
 }
 OF_MODEL = {
+    "ConvNCF": {"cnn_channels": [1, 4, 4], "cnn_kernels": [4, 4], "cnn_strides": [4, 4]},
+    "NeuMF": {"mf_embedding_size": WIDTH, "mlp_embedding_size": WIDTH, "mlp_hidden_size": [WIDTH]},
+    "NNCF": {
+        "ui_embedding_size": WIDTH,
+        "neigh_embedding_size": 8,
+        "num_conv_kernel": 4,
+        "neigh_num": 12,
+        "neigh_info_method": "random",
+    },
+    "NCL": {"num_clusters": 5, "warm_up_step": 1},
+    "NGCF": {"hidden_size_list": [WIDTH, 8]},
+    "GCMC": {"gcn_output_dim": 24},
+    "MacridVAE": {"encoder_hidden_size": [WIDTH], "kfac": 3},
+    "FISM": {"split_to": 2},
     "FDSA": ITEM_FEATURES,
     "SASRecF": ITEM_FEATURES,
     "GRU4RecF": {**ITEM_FEATURES, "selected_features": ["genre"]},
@@ -65,6 +82,99 @@ OF_MODEL = {
     "GRU4RecCPR": {"reranker_CAN_NUM": "10"},
     "BERT4Rec": {"mask_ratio": 0.4},
 }
+
+
+class ProbeSettings(PluginSettings):
+    """Off at zero."""
+
+    scale: float = setting(0.5, "How far rows and nodes are moved.")
+    penalty: float = setting(0.0, "A loss of this size.")
+
+
+class Probe(Augmentation):
+    """What the probes share: their settings, what they were told, and a loss that is known beforehand."""
+
+    def __init__(self, settings, context):
+        super().__init__()
+        self.settings, self.told = settings, context
+        self.seen = []
+
+    def losses(self, step):
+        return {"size": self.mark.sum() * 0 + self.settings.penalty} if self.settings.penalty else {}
+
+
+class Shift(Probe):
+    """Moves propagated nodes by one learned vector for users and one for items."""
+
+    def __init__(self, settings, context):
+        super().__init__(settings, context)
+        self.mark = nn.Parameter(torch.randn(2, context.width["propagated"]))
+
+    def propagated(self, users, items):
+        self.seen.append((users.detach(), items.detach()))
+        if not self.settings.scale:
+            return users, items
+        return users + self.settings.scale * self.mark[0], items + self.settings.scale * self.mark[1]
+
+
+class Widen(Probe):
+    """Puts learned columns beside the nodes, which are as wide as the plugins before it made them."""
+
+    def __init__(self, settings, context):
+        super().__init__(settings, context)
+        self.mark = nn.Parameter(torch.randn(context.n_users + context.n_items, 3))
+
+    def propagated(self, users, items):
+        beside = self.settings.scale * self.mark
+        return torch.cat([users, beside[: len(users)]], dim=1), torch.cat([items, beside[len(users) :]], dim=1)
+
+
+class People(Probe):
+    """Moves every user's row by one learned vector."""
+
+    def __init__(self, settings, context):
+        super().__init__(settings, context)
+        self.mark = nn.Parameter(torch.randn(context.width["users"]))
+
+    def users(self, rows, ids):
+        return rows + self.settings.scale * self.mark if self.settings.scale else rows
+
+
+def probe_plugin(augmentation, seam):
+    return Plugin(
+        name=augmentation.__name__.lower(),
+        summary="for the tests",
+        paper="",
+        settings=ProbeSettings,
+        requirements=lambda settings: Requirements(seams=frozenset({seam, "losses"})),
+        build=augmentation,
+        identity={"scale": 0.0, "penalty": 0.0},
+    )
+
+
+class Package:
+    """Stands in for an installed package."""
+
+    def __init__(self, plugin):
+        self.plugin = plugin
+
+    @hookimpl
+    def recplug_plugin(self):
+        return self.plugin
+
+
+@pytest.fixture(scope="module")
+def probes():
+    """The plugins ``shift``, ``widen`` and ``people``, as if they were installed."""
+    seams = {Shift: "propagated", Widen: "propagated", People: "users"}
+    packages = [Package(probe_plugin(augmentation, seam)) for augmentation, seam in seams.items()]
+    for package in packages:
+        registry.manager().register(package)
+    registry._plugins.cache_clear()
+    yield
+    for package in packages:
+        registry.manager().unregister(package)
+    registry._plugins.cache_clear()
 
 
 def histories():
@@ -90,6 +200,20 @@ def no_anomaly_detection():
     import recbole.model.sequential_recommender  # noqa: F401
 
     torch.autograd.set_detect_anomaly(False)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def clusters_without_faiss():
+    """NCL asks faiss for clusters on a GPU; what it clusters does not matter here."""
+    from recbole.model.general_recommender.ncl import NCL
+
+    def clusters(self, x):
+        centroids = torch.nn.functional.normalize(torch.as_tensor(x[1 : 1 + self.k]), dim=1)
+        return centroids.to(self.device), (torch.arange(len(x)) % self.k).to(self.device)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(NCL, "run_kmeans", clusters)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -172,14 +296,17 @@ def build(data):
     """
     from recbole.utils import init_seed
 
-    def make(model, plugins=None, settings=None, *, table=None, **more):
+    def make(model, plugins=None, settings=None, *, table=None, users=None, **more):
         config, train, valid, test = data(model, **more)
         host = model_class(model) if isinstance(model, str) else model
         if plugins is not None:
-            host = augment(host, plugins, settings, table=table)
+            host = augment(host, plugins, settings, table=table, users=users)
         init_seed(config["seed"], config["reproducibility"])
         with recbole_compat():
-            return config, host(config, train.dataset), train, valid, test
+            model_ = host(config, train.dataset)
+        if hasattr(model_, "e_step"):
+            model_.e_step()
+        return config, model_, train, valid, test
 
     return make
 

@@ -304,11 +304,12 @@ def test_an_augmented_class_is_not_augmented_again():
         augment(augment(SASRec, "prism"), "prism")
 
 
-def test_only_sequential_models():
-    from recbole.model.general_recommender import BPR
+def test_a_model_of_another_kind_takes_no_plugin():
+    from recbole.model.context_aware_recommender import FM
 
-    with pytest.raises(RecplugError, match="BPR is not a sequential model"):
-        augment(BPR, "prism")
+    with pytest.raises(RecplugError, match="FM is neither a sequential nor a general model of RecBole"):
+        augment(FM, "prism")
+    assert issubclass(augment(FM, ""), FM)
 
 
 @pytest.mark.parametrize("name", ["GCSAN", "NextItNet", "Caser"])

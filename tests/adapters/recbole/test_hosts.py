@@ -1,4 +1,4 @@
-"""One behaviour, every sequential model of RecBole: off means off, on means trained, and nothing else changes."""
+"""One behaviour, every model of RecBole: off means off, on means trained, and nothing else changes."""
 
 import copy
 import logging
@@ -6,7 +6,9 @@ import pickle
 
 import pytest
 import torch
-from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import GeneralRecommender, SequentialRecommender
+from recbole.utils import init_seed
 
 from recplug.adapters.recbole.augment import Grafted, augment
 from recplug.adapters.recbole.config import model_class, model_names
@@ -15,9 +17,11 @@ from recplug.plugins import get
 from recplug.plugins.errors import RecplugError
 from recplug.plugins.table import ItemTable
 
+SEQUENTIAL = [name for name, host in HOSTS.items() if host.status != "refused" and host.family == "sequential"]
 USABLE = [name for name, host in HOSTS.items() if host.status != "refused"]
 REFUSED = [name for name, host in HOSTS.items() if host.status == "refused"]
-WITH_LOSS = [(name, loss) for name in USABLE for loss in (HOSTS[name].losses or (None,))]
+WITH_TABLE = [name for name in USABLE if HOSTS[name].table]  # GCMC has none, and PRISM acts on one
+WITH_LOSS = [(name, loss) for name in WITH_TABLE for loss in (HOSTS[name].losses or (None,))]
 # What is scored against is not the table that was grafted, or has no rows at all.
 INPUT_ONLY = {"HGN", "RepeatNet"}
 # A penalty on the fused table beside fused pairs: gradients are summed up in another order, equal but for rounding.
@@ -32,7 +36,7 @@ def loss_type(loss):
 def steps(model, batch_of, train, shown, count=2):
     """Losses, gradients, parameters and full-sort scores of a few optimiser steps, dropout on."""
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
-    torch.manual_seed(17)
+    init_seed(17, True)
     found = []
     for _ in range(count):
         model.train()
@@ -45,19 +49,33 @@ def steps(model, batch_of, train, shown, count=2):
         optimiser.step()
         model.eval()
         with torch.no_grad():
-            found.append(("scores", model.full_sort_predict(batch_of(shown)).reshape(-1)))
+            found.append(("scores", scores_of(model, batch_of(shown))))
     return found
+
+
+def scores_of(model, batch):
+    """``[B, n_items]``, as RecBole's trainer asks for them."""
+    try:
+        return model.full_sort_predict(copy.deepcopy(batch)).reshape(len(batch), -1)
+    except NotImplementedError:
+        pairs = batch.repeat_interleave(model.n_items)
+        pairs.update(Interaction({model.ITEM_ID: torch.arange(model.n_items).repeat(len(batch))}))
+        return model.predict(pairs).reshape(len(batch), -1)
 
 
 def host_parameters(model):
     return [(n, p) for n, p in model.named_parameters() if not n.startswith("recplug.")]
 
 
-def test_the_table_lists_every_sequential_model():
-    sequential = {name for name in model_names() if name not in ("xgboost", "XGBoost", "lightgbm", "LightGBM")}
-    sequential = {name for name in sequential if issubclass(model_class(name), SequentialRecommender)}
-    assert sequential == set(HOSTS)
-    assert set(first_choices()) <= set(USABLE)
+@pytest.mark.parametrize(("family", "base", "count"), [
+    ("sequential", SequentialRecommender, 31), ("graph", GeneralRecommender, 33),
+])  # fmt: skip
+def test_the_table_lists_every_model(family, base, count):
+    trees = ("xgboost", "XGBoost", "lightgbm", "LightGBM")
+    found = {name for name in model_names() if name not in trees and issubclass(model_class(name), base)}
+    assert found == {name for name, host in HOSTS.items() if host.family == family}
+    assert len(found) == count
+    assert set(first_choices(family)) <= set(USABLE)
     assert all(host.reason for host in HOSTS.values() if host.status != "supported")
 
 
@@ -68,11 +86,40 @@ def test_off_means_off_bit_by_bit(name, loss, plugins, build, batch_of):
     settings = {"prism": dict(get("prism").identity)} if plugins else None
     if plugins and loss == "BPR" and name in PENALISED:
         settings["prism"]["candidates"] = "id"
-    _, model, *_ = build(name, plugins, settings, trim_padding=False, **loss_type(loss))
+    _, model, *_ = build(name, plugins, settings, trim_padding=False, fast_propagation=False, **loss_type(loss))
     assert type(model.recplug.item_table) is ItemTable
     wanted, found = steps(bare, batch_of, train, test), steps(model, batch_of, train, test)
     assert [n for n, _ in found] == [n for n, _ in wanted]
     assert [n for (n, a), (_, b) in zip(wanted, found, strict=True) if not torch.equal(a, b)] == []
+
+
+GRAPH = [name for name in USABLE if HOSTS[name].family == "graph"]
+PROPAGATING = [name for name in GRAPH if HOSTS[name].nodes]
+
+
+@pytest.mark.usefixtures("probes")
+@pytest.mark.parametrize("name", GRAPH)
+def test_off_is_off_at_every_seam_of_a_graph_model(name, build, batch_of):
+    host = HOSTS[name]
+    names = [plugin for plugin, seam in (("shift", host.nodes), ("people", host.users), ("prism", host.table)) if seam]
+    settings = {plugin: dict(get(plugin).identity) for plugin in names}
+    _, bare, train, _, test = build(name)
+    _, model, *_ = build(name, names, settings, fast_propagation=False)
+    wanted, found = steps(bare, batch_of, train, test), steps(model, batch_of, train, test)
+    assert [n for n, _ in found] == [n for n, _ in wanted]
+    assert [n for (n, a), (_, b) in zip(wanted, found, strict=True) if not torch.equal(a, b)] == []
+
+
+@pytest.mark.usefixtures("probes")
+@pytest.mark.parametrize("name", PROPAGATING)
+def test_off_with_fast_products_is_off_but_for_rounding(name, build, batch_of):
+    plugin = "prism" if HOSTS[name].table else "shift"
+    _, bare, train, _, test = build(name)
+    _, model, *_ = build(name, plugin, {plugin: dict(get(plugin).identity)})
+    assert model.recplug_fast
+    wanted, found = steps(bare, batch_of, train, test), steps(model, batch_of, train, test)
+    for (label, one), (_, other) in zip(wanted, found, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-5, msg=lambda m, label=label: f"{label}: {m}")
 
 
 @pytest.mark.parametrize("name", sorted(PENALISED))
@@ -90,7 +137,9 @@ def test_a_plugin_trains_and_evaluates(name, loss, build, batch_of):
     _, model, train, _, test = build(name, "prism", ON, **loss_type(loss))
     _, bare, *_ = build(name, **loss_type(loss))
     first = {n: p.detach().clone() for n, p in model.recplug.named_parameters()}
-    assert not torch.equal(model.full_sort_predict(batch_of(test)), bare.full_sort_predict(batch_of(test)))
+    model.eval(), bare.eval()
+    with torch.no_grad():
+        assert not torch.equal(scores_of(model, batch_of(test)), scores_of(bare, batch_of(test)))
     found = steps(model, batch_of, train, test)
     assert all(torch.isfinite(value).all() for _, value in found)
     assert [n for n, p in model.recplug.named_parameters() if p.grad is None and p.requires_grad] == []
@@ -98,13 +147,13 @@ def test_a_plugin_trains_and_evaluates(name, loss, build, batch_of):
     moved = {n.split(".")[2] for n, p in model.recplug.named_parameters() if not torch.equal(p, first[n])}
     assert moved == {"content", "experts", "gate", "scale"}
     with torch.no_grad():
-        scores = model.full_sort_predict(batch_of(test))
-        assert torch.equal(scores, model.full_sort_predict(batch_of(test)))
+        scores = scores_of(model, batch_of(test))
+        assert torch.equal(scores, scores_of(model, batch_of(test)))
         assert torch.equal(model.recplug.item_table.weight[0], model.recplug.item_table.raw[0])
     assert torch.isfinite(scores).all()
 
 
-@pytest.mark.parametrize("name", USABLE)
+@pytest.mark.parametrize("name", SEQUENTIAL)
 def test_what_is_scored_against(name, build, batch_of):
     _, model, _, _, test = build(name, "prism", ON)
     _, unfused, *_ = build(name, "prism", {"prism": {**ON["prism"], "candidates": "id"}})
@@ -138,7 +187,7 @@ def test_a_refused_model_says_why_and_names_others(name):
     assert "\n" not in text
     assert name in text
     assert HOSTS[name].reason in text
-    assert all(other in text for other in first_choices())
+    assert all(other in text for other in first_choices(HOSTS[name].family))
 
 
 @pytest.mark.parametrize("name", [n for n in USABLE if HOSTS[n].losses == ("CE",)])
@@ -160,7 +209,7 @@ def test_ksr_fails_upstream_without_the_remedy(build, batch_of):
         bare.calculate_loss(batch_of(train))
 
 
-@pytest.mark.parametrize("name", [n for n in USABLE if not n.endswith("CPR")])
+@pytest.mark.parametrize("name", [n for n in WITH_TABLE if not n.endswith("CPR")])
 def test_flops_are_counted(name, build):
     from recbole.data.transform import construct_transform
     from recbole.utils import get_flops
@@ -179,7 +228,7 @@ def test_the_cpr_models_cannot_predict_pairs_upstream(name, build, batch_of):
         bare.predict(batch_of(test))
 
 
-@pytest.mark.parametrize("name", USABLE)
+@pytest.mark.parametrize("name", WITH_TABLE)
 def test_copies_and_checkpoints(name, build, batch_of):
     _, model, train, _, test = build(name, "prism", ON)
     _, bare, *_ = build(name)
@@ -188,7 +237,7 @@ def test_copies_and_checkpoints(name, build, batch_of):
     def scores(of):
         of.eval()
         with torch.no_grad():
-            return of.full_sort_predict(batch_of(test))
+            return scores_of(of, batch_of(test))
 
     wanted = scores(model)
     twin = copy.deepcopy(model)
@@ -199,7 +248,11 @@ def test_copies_and_checkpoints(name, build, batch_of):
     assert torch.equal(scores(model), wanted)
 
     state = copy.deepcopy(model.state_dict())
-    _, other, *_ = build(name, "prism", ON, seed=99)
+    # The same seed: some hosts draw neighbours that are no part of their state.
+    _, other, *_ = build(name, "prism", ON)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
     assert not torch.equal(scores(other), wanted)
     other.load_state_dict(state)
     assert torch.equal(scores(other), wanted)

@@ -21,7 +21,7 @@ NO_DROPOUT = {
     "sess_dropout": 0,
     "item_dropout": 0,
 }
-USABLE = [name for name, host in HOSTS.items() if host.status != "refused"]
+USABLE = [n for n, host in HOSTS.items() if host.status != "refused" and host.family == "sequential"]
 # Their encoders begin with the user, so that nothing of theirs is trimmed whatever is asked for.
 UNREACHED = {"Caser", "TransRec"}
 

@@ -146,42 +146,189 @@ class MakesTensors(Sound):
         return rows * torch.full((rows.shape[-1],), 2.0)
 
 
-BREAKS = {
-    "seams": Sound,  # with a declaration that is wrong
-    "shapes": WrongShape,
-    "by_item": ReadsHistory,
-    "padding": InPlace,
-    "permutation": CountsIds,
-    "missing": ReadsAbsent,
-    "identity": AlwaysOn,
-    "deepcopy": KeepsGraph,
-    "state_dict": Forgetful,
-    "pickle": Unpicklable,
-    "autocast": MixesTypes,
-    "batch_of_one": BatchStatistics,
-    "evaluation": NoisyEvaluation,
-    "construction": UnseededStart,
-    "host_dropout": HostsRandomness,
-    "no_target": ReadsTarget,
-    "no_future": ReadsFuture,
-    "device": MakesTensors,
-}
+class Nodes(Augmentation):
+    """Acts on users, on both tables and on nodes, which it widens where that is free."""
+
+    def __init__(self, settings, context):
+        super().__init__()
+        self.settings = settings
+        self.by_user = nn.Parameter(torch.randn(context.width["users"]))
+        self.by_table = nn.Parameter(torch.randn(context.width["items"]))
+        self.beside = None
+        if context.free_width:
+            self.beside = nn.Parameter(torch.randn(context.n_items, 3))
+            self.register_buffer("interest", torch.randn(3), persistent=False)
+
+    def users(self, rows, ids):
+        return rows + self.settings.scale * self.by_user
+
+    def tables(self, users, items):
+        return users * (1.0 + self.settings.scale * self.by_table), items + self.settings.scale * self.by_table
+
+    def propagated(self, users, items):
+        if self.settings.scale == 0:
+            return users, items
+        if self.beside is not None:
+            users = torch.cat([users, self.interest.expand(len(users), -1)], dim=1)
+            items = torch.cat([items, self.beside], dim=1)
+        return users + self.settings.scale, items
+
+    def losses(self, step):
+        return {"size": self.settings.penalty * self.by_user.square().mean()}
 
 
-def plugin_of(augmentation, seams=("items", "losses")):
+class UserShape(Nodes):
+    def users(self, rows, ids):
+        return rows.mean(dim=0)
+
+
+class TablesShape(Nodes):
+    def tables(self, users, items):
+        return users[1:], items
+
+
+class NodeCount(Nodes):
+    def propagated(self, users, items):
+        return users, items[1:]
+
+
+class NodeType(Nodes):
+    def propagated(self, users, items):
+        return users.double(), items
+
+
+class NodeWidths(Nodes):
+    def propagated(self, users, items):
+        return torch.cat([users, users], dim=1), items
+
+
+class UserInPlace(Nodes):
+    def users(self, rows, ids):
+        return rows.add_(1.0)
+
+
+class TablesInPlace(Nodes):
+    def tables(self, users, items):
+        users.data[0] += 1.0
+        return users, items
+
+
+class CountsUsers(Nodes):
+    def users(self, rows, ids):
+        return rows + 0.01 * ids.unsqueeze(-1)
+
+
+class CountsNodes(Nodes):
+    def propagated(self, users, items):
+        return users, items * torch.arange(len(items), device=items.device).unsqueeze(-1)
+
+
+class AveragesTables(Nodes):
+    def tables(self, users, items):
+        return users, items - items.mean(dim=0)
+
+
+class AveragesNodes(Nodes):
+    def propagated(self, users, items):
+        return users - users.mean(dim=0), items
+
+
+class DividesByDegree(Nodes):
+    def __init__(self, settings, context):
+        super().__init__(settings, context)
+        count = torch.bincount(context.edges[1], minlength=context.n_items)
+        self.register_buffer("count", count.float().unsqueeze(1), persistent=False)
+
+    def propagated(self, users, items):
+        return users, items / self.count
+
+
+class ZeroesCold(DividesByDegree):
+    def propagated(self, users, items):
+        return users, items * (self.count > 0)
+
+
+class NeedsEdges(Nodes):
+    def __init__(self, settings, context):
+        super().__init__(settings, context)
+        self.last = context.edges[0].max()
+
+
+class KeepsFirst(Nodes):
+    def __init__(self, settings, context):
+        super().__init__(settings, context)
+        self.kept = []
+
+    def users(self, rows, ids):
+        if self.training:
+            return rows
+        self.kept.append(rows.mean())
+        return rows + self.kept[0] * len(self.kept)
+
+
+class NeverOff(Nodes):
+    def propagated(self, users, items):
+        return users * 1.001, items
+
+
+ITEMS, NODES = ("items", "losses"), ("users", "tables", "propagated", "losses")
+BREAKS = [  # a check, an augmentation that breaks its rule, the seams that it declares, a host
+    ("seams", Sound, ("items",), "mean-ce"),
+    ("shapes", WrongShape, ITEMS, "mean-ce"),
+    ("by_item", ReadsHistory, ITEMS, "mean-ce"),
+    ("padding", InPlace, ITEMS, "mean-ce"),
+    ("permutation", CountsIds, ITEMS, "mean-ce"),
+    ("missing", ReadsAbsent, ITEMS, "mean-ce"),
+    ("identity", AlwaysOn, ITEMS, "mean-ce"),
+    ("deepcopy", KeepsGraph, ITEMS, "mean-ce"),
+    ("state_dict", Forgetful, ITEMS, "mean-ce"),
+    ("pickle", Unpicklable, ITEMS, "mean-ce"),
+    ("autocast", MixesTypes, ITEMS, "mean-ce"),
+    ("batch_of_one", BatchStatistics, ITEMS, "mean-ce"),
+    ("evaluation", NoisyEvaluation, ITEMS, "mean-ce"),
+    ("construction", UnseededStart, ITEMS, "mean-ce"),
+    ("host_dropout", HostsRandomness, ITEMS, "mean-ce"),
+    ("no_target", ReadsTarget, ITEMS, "mean-ce"),
+    ("no_future", ReadsFuture, ITEMS, "mean-ce"),
+    ("device", MakesTensors, ITEMS, "mean-ce"),
+    ("seams", Nodes, ("users", "tables", "losses"), "nodes-bpr"),
+    ("shapes", UserShape, NODES, "nodes-bpr"),
+    ("shapes", TablesShape, NODES, "nodes-bpr"),
+    ("shapes", NodeCount, NODES, "nodes-bpr"),
+    ("shapes", NodeType, NODES, "nodes-bpr"),
+    ("shapes", NodeWidths, NODES, "nodes-bpr"),
+    ("shapes", NodeWidths, NODES, "decoder-sum"),
+    ("padding", UserInPlace, NODES, "nodes-bpr"),
+    ("padding", TablesInPlace, NODES, "nodes-bpr"),
+    ("permutation", CountsUsers, NODES, "nodes-bpr"),
+    ("permutation", CountsNodes, NODES, "nodes-bpr"),
+    ("padding_alone", AveragesTables, NODES, "nodes-bpr"),
+    ("padding_alone", AveragesNodes, NODES, "nodes-bpr"),
+    ("padding_alone", DividesByDegree, NODES, "decoder-sum"),
+    ("without_interactions", DividesByDegree, NODES, "nodes-bpr"),
+    ("without_interactions", ZeroesCold, NODES, "nodes-bpr"),
+    ("no_interactions", NeedsEdges, NODES, "nodes-bpr"),
+    ("evaluation", KeepsFirst, NODES, "decoder-sum"),
+    ("identity", NeverOff, NODES, "nodes-bpr"),
+]
+
+
+def plugin_of(augmentation, seams=ITEMS, one_of=()):
     return Plugin(
         name="mine",
         summary="",
         paper="",
         settings=Settings,
-        requirements=lambda settings: Requirements(seams=frozenset(seams), modalities=1),
+        requirements=lambda settings: Requirements(
+            seams=frozenset(seams), one_of=frozenset(one_of), modalities=int(issubclass(augmentation, Sound))
+        ),
         build=augmentation,
         identity={"scale": 0.0, "penalty": 0.0},
     )
 
 
 def test_every_check_has_a_plugin_that_breaks_it():
-    assert set(BREAKS) == set(CHECKS)
+    assert {check for check, *_ in BREAKS} == set(CHECKS)
 
 
 @pytest.mark.parametrize("name", CHECKS)
@@ -192,12 +339,49 @@ def test_a_sound_plugin_passes(name, host):
 
 
 @pytest.mark.parametrize("name", CHECKS)
-def test_a_broken_plugin_is_caught(name):
-    seams = ("items",) if name == "seams" else ("items", "losses")
-    (case,) = cases(plugin_of(BREAKS[name], seams), hosts=["mean-ce"])
-    with pytest.raises(BrokenContract, match=r"^mine on mean-ce: .+; .+$") as caught:
+@pytest.mark.parametrize("host", ["nodes-bpr", "decoder-sum"])
+def test_a_sound_plugin_on_nodes_passes(name, host):
+    (case,) = cases(plugin_of(Nodes, NODES), hosts=[host])
+    CHECKS[name](case)
+
+
+@pytest.mark.parametrize(
+    ("name", "augmentation", "seams", "host"), BREAKS, ids=[f"{n}-{a.__name__}-{h}" for n, a, _, h in BREAKS]
+)
+def test_a_broken_plugin_is_caught(name, augmentation, seams, host):
+    (case,) = cases(plugin_of(augmentation, seams), hosts=[host])
+    with pytest.raises(BrokenContract, match=rf"^mine on {host}: .+; .+$") as caught:
         CHECKS[name](case)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("seams", "one_of", "fine"),
+    [
+        (("users", "tables", "losses"), ("propagated",), True),
+        (("users", "tables", "propagated", "losses"), (), True),
+        (("users", "losses"), ("propagated", "tables"), False),  # both are taken
+        (("users", "tables", "propagated", "losses"), ("items",), False),  # none is taken
+    ],
+)
+def test_exactly_one_of_several_seams_is_taken(seams, one_of, fine):
+    plugin = plugin_of(Nodes, seams, one_of)
+    (case,) = cases(plugin, hosts=["nodes-bpr"])
+    if fine:
+        CHECKS["seams"](case)
+    else:
+        with pytest.raises(BrokenContract, match="declared one of"):
+            CHECKS["seams"](case)
+
+
+def test_hosts_without_a_plugins_seams_are_left_out():
+    def hosts(*seams, one_of=()):
+        return [case.host for case in cases(plugin_of(Nodes, seams, one_of))]
+
+    graphs, propagating = ["graph-bpr", "nodes-bpr", "decoder-sum"], ["nodes-bpr", "decoder-sum"]
+    assert hosts("items", "tables", "losses") == hosts("losses", one_of=("propagated", "tables")) == list(HOSTS)
+    assert hosts("users") == hosts("losses", one_of=("users",)) == graphs
+    assert hosts("propagated", "users") == hosts("losses", one_of=("propagated", "score")) == propagating
 
 
 def test_all_broken_rules_are_listed():
@@ -217,5 +401,9 @@ def test_the_callers_random_state_is_left_alone():
 def test_what_the_toys_cannot_offer_is_said():
     with pytest.raises(RecplugError, match=r"do not offer \['score'\]"):
         check_plugin(plugin_of(Sound, ("score",)))
+    with pytest.raises(RecplugError, match=r"offer none of \['score'\]"):
+        check_plugin(plugin_of(Sound, ("losses",), ("score",)))
+    with pytest.raises(RecplugError, match=r"do not offer \['propagated'\]"):
+        check_plugin(plugin_of(Nodes, NODES), hosts=["mean-ce", "graph-bpr"])
     with pytest.raises(RecplugError, match=r"scael.*did you mean 'scale'"):
         check_plugin(plugin_of(Sound), {"scael": 1.0})

@@ -1,0 +1,227 @@
+"""What an augmented RecBole model has besides its backbone, whatever its family."""
+
+from __future__ import annotations
+
+import copyreg
+import functools
+import logging
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from recbole.utils import InputType
+from torch import Tensor, nn
+
+from recplug.adapters.build import build_chain, resolve
+from recplug.adapters.features import load_modalities, load_neighbours, shuffled
+from recplug.adapters.files import cache_folder
+from recplug.adapters.recbole.fast import fast_adjacency_building, use_fast_products
+from recplug.adapters.recbole.hosts import Host
+from recplug.plugins.chain import Chain
+from recplug.plugins.contract import Context, Modality, Seam
+from recplug.plugins.errors import RecplugError
+from recplug.plugins.nn.knn import Neighbours
+from recplug.plugins.settings import PluginSettings
+from recplug.plugins.step import Batch
+from recplug.plugins.table import ItemTable, UserTable, find_table
+
+log = logging.getLogger("recplug")
+# The adapter's own keys in a RecBole configuration, with their defaults.
+KEYS: dict[str, Any] = {
+    "features": None,  # {modality: path}; default: every DATASET.MODALITY.safetensors beside the .inter file
+    "shuffle_features": False,  # the control: content vectors dealt out to other items
+    "trim_padding": None,  # default: on with a plugin, where it is exact
+    "fast_propagation": None,  # default: on with a plugin
+    "mask_history": False,  # rank without the items that a user has had
+}
+
+
+class GraftedClass(type):
+    """Lets an augmented class be pickled (RecBole's checkpoints hold the configuration, which holds the class)."""
+
+
+def _reduce(cls: Any) -> Any:
+    if "recplug_base" not in vars(cls):
+        return cls.__qualname__
+    from recplug.adapters.recbole.augment import augment
+
+    own = cls.recplug_host.reason == OWN
+    names = {"table": cls.recplug_host.table, "users": cls.recplug_host.users or None} if own else {}
+    return functools.partial(augment, **names), (cls.recplug_base, cls.recplug_names, cls.recplug_settings)
+
+
+copyreg.pickle(GraftedClass, _reduce)
+OWN = "a model of your own"
+
+
+def check_config(host: Host, config: Any) -> None:
+    """Compare a RecBole configuration with a host's restrictions.
+
+    Raises:
+        RecplugError: naming what to set.
+    """
+    why = f" ({host.reason})" if host.status == "restricted" else ""
+    if host.losses and (loss := config["loss_type"]) not in (None, *host.losses):
+        takes = " or ".join(host.losses)
+        raise RecplugError(f"{host.name} takes loss_type {takes}, not {loss}{why}; set --loss_type {host.losses[0]}")
+    if host.only and config[host.only[0]] != host.only[1]:
+        raise RecplugError(f"{host.name} works with {host.only[0]} {host.only[1]}{why}; set --{' '.join(host.only)}")
+
+
+class Grafted(metaclass=GraftedClass):
+    """The first base of every augmented model, before a RecBole model class."""
+
+    recplug_host: Host
+    recplug_names: tuple[str, ...]
+    recplug_settings: dict[str, dict[str, Any]]
+    recplug_base: type
+    recplug: Chain
+    recplug_trim = False
+    recplug_whole_table = False
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        host, names = self.recplug_host, self.recplug_names
+        # Before the host's constructor, which ends the whole process where a CPR model is given BPR.
+        check_config(host, config)
+        wanted = config["fast_propagation"]
+        fast = bool(names) if wanted is None else bool(wanted)
+        with fast_adjacency_building() if fast else nullcontext():
+            super().__init__(config, dataset)  # type: ignore[call-arg]
+        self.recplug_fast: list[str] = use_fast_products(self) if fast else []  # type: ignore[arg-type]
+        given = {name: {**(config[name] or {}), **self.recplug_settings.get(name, {})} for name in names}
+        self.recplug_resolved: dict[str, PluginSettings] = resolve(names, given)
+        items, users = self._recplug_embeddings()
+        context = self._recplug_context(config, dataset, items, users)
+        # A model of one's own need not have a table of users.
+        seams = self._recplug_seams() - ({"users"} if users is None else set())
+        self.recplug = build_chain(self.recplug_resolved, context, seams=seams, encoder=host.dot)
+        if items is not None:
+            ItemTable.graft(items, self.recplug, role=host.role)
+        if users is not None:
+            UserTable.graft(users, self.recplug)
+        self.recplug.flips_mode = bool((config["train_neg_sample_args"] or {}).get("dynamic"))
+
+    def _recplug_embeddings(self) -> tuple[nn.Embedding | None, nn.Embedding | None]:
+        """The host's tables of items and users."""
+        host = self.recplug_host
+        if host.status == "refused":
+            return None, None
+        items = find_table(self, host.table) if host.table else None  # type: ignore[arg-type]
+        if items is None and host.table:
+            raise RecplugError(f"{host.name} has no nn.Embedding called '{host.table}'; pass augment(..., table=NAME)")
+        users = find_table(self, host.users) if host.users else None  # type: ignore[arg-type]
+        if users is None and host.users and (host.reason != OWN or host.users != "user_embedding"):
+            raise RecplugError(f"{host.name} has no nn.Embedding called '{host.users}'; pass augment(..., users=NAME)")
+        return items, users
+
+    def _recplug_seams(self) -> frozenset[Seam]:
+        return self.recplug_host.seams()
+
+    def _recplug_context(
+        self, config: Any, dataset: Any, items: nn.Embedding | None, users: nn.Embedding | None
+    ) -> Context:
+        modalities: dict[str, Modality] = {}
+        neighbours: dict[str, Neighbours] = {}
+        if self.recplug_names:
+            tokens = dataset.field2id_token[dataset.iid_field]
+            folder, name = Path(config["data_path"]), config["dataset"]
+            modalities, report = load_modalities(folder, name, None, config["features"] or {}, tokens)
+            if config["shuffle_features"]:
+                modalities = {name: shuffled(m, seed=config["seed"]) for name, m in modalities.items()}
+                report += ["control: content vectors are dealt out to other items (shuffle_features)"]
+            else:
+                found, lines = load_neighbours(folder, name, tokens)
+                neighbours = {modality: each.to(config["device"]) for modality, each in found.items()}
+                report += lines
+            for line in report:
+                log.info(line)
+        edges = torch.stack(interactions(dataset))
+        n_items = dataset.item_num  # S3Rec's own n_items counts the mask row too
+        tables = {side: table for side, table in (("items", items), ("users", users)) if table is not None}
+        return Context(
+            host=self.recplug_host.name,
+            family=self.recplug_host.family,
+            n_users=dataset.user_num,
+            n_items=n_items,
+            n_rows={side: table.num_embeddings for side, table in tables.items()},
+            width={side: table.embedding_dim for side, table in tables.items()},
+            edges=edges,
+            modalities=modalities,
+            neighbours=neighbours,
+            mask_id=n_items if items is not None and items.num_embeddings > n_items else None,
+            loss_reduction="sum" if self.recplug_host.loss_sum else "mean",
+            steps_per_epoch=_steps_per_epoch(config, len(dataset)),
+            device=config["device"],
+            seed=config["seed"],
+            cache=cache_folder() if self.recplug_names else None,
+        )
+
+    def calculate_loss(self, interaction: Any, *args: Any, **kwargs: Any) -> Any:
+        """The host's loss, and the plugins' as one more part; exactly the host's where plugins add none."""
+        about = self.recplug_host
+        with self.recplug.step(
+            self._recplug_batch(interaction),
+            whole_table=self.recplug_whole_table,
+            beyond_batch=about.beyond_batch,
+            score_is_dot=about.dot,
+        ) as step:
+            host = super().calculate_loss(interaction, *args, **kwargs)  # type: ignore[misc]
+            total = self.recplug.total_loss(step)
+        parts = host if isinstance(host, tuple) else (host,)
+        for index, part in enumerate(parts):
+            self.recplug.log_part("backbone" if index == 0 else f"backbone.{index + 1}", part)
+        if total is None:
+            return host
+        # NCL's trainer leaves out the last part while it warms up; that has to stay the host's own.
+        return (*parts[:-1], total, parts[-1]) if about.warm_up else (*parts, total)
+
+    def recplug_encode(self) -> None:
+        """Compute what an evaluation keeps, so that diagnostics can look at it."""
+
+    def recplug_speed(self) -> str:
+        """What was done to the backbone's speed, for the log."""
+        return f"products of {', '.join(self.recplug_fast)} fast" if self.recplug_fast else "products as they are"
+
+    def _recplug_batch(self, interaction: Any) -> Batch:
+        """The batch's ids; a model of another kind has no names for them."""
+        names = {
+            "users": "USER_ID",
+            "positives": "ITEM_ID",
+            "negatives": "NEG_ITEM_ID",
+            "labels": "LABEL",
+            "sequence": "ITEM_SEQ",
+            "lengths": "ITEM_SEQ_LEN",
+        }
+        return Batch(**{ids: _field(interaction, getattr(self, name, "")) for ids, name in names.items()})
+
+
+def _steps_per_epoch(config: Any, samples: int) -> int:
+    """As RecBole's training loader counts them: several negatives an interaction leave room for fewer of these."""
+    negatives = config["train_neg_sample_args"] or {}
+    times = negatives.get("sample_num", "none")
+    times = 1 if times == "none" else times
+    if times and config["MODEL_INPUT_TYPE"] == InputType.POINTWISE and negatives.get("distribution") != "none":
+        times += 1
+    batch = max(config["train_batch_size"] // max(times, 1), 1)
+    return -(-samples // batch)
+
+
+def interactions(dataset: Any) -> tuple[Tensor, Tensor]:
+    """The data set's interactions, each once, sorted by user: ``users [n]``, ``items [n]``."""
+    feat, n_items = dataset.inter_feat, dataset.item_num
+    users, targets = feat[dataset.uid_field], feat[dataset.iid_field]
+    pairs = [torch.unique(users * n_items + targets)]
+    # A user's first item is never a target: it stands in the histories alone.
+    histories = f"{dataset.iid_field}{dataset.config['LIST_SUFFIX']}"
+    for column in feat[histories].unbind(dim=1) if histories in feat else ():
+        real = column != 0
+        pairs.append(torch.unique(users[real] * n_items + column[real]))
+    found = torch.unique(torch.cat(pairs))
+    return found // n_items, found % n_items
+
+
+def _field(interaction: Any, name: str) -> Tensor | None:
+    if not name or name not in interaction:
+        return None
+    return interaction[name]
