@@ -52,9 +52,12 @@ VARIANTS = {
     "bare": Variant(),
     "fast products": Variant(fast=True),
     "fast products, the rest mended": Variant(fast=True, mended=True),
-    "SSR, polynomial K=5": Variant(True, True, "ssr", {"engine": "polynomial", "order": 5}),
-    "SSR, polynomial K=16": Variant(True, True, "ssr", {"engine": "polynomial", "order": 16}),
-    "SSR, low-rank": Variant(True, True, "ssr", {"engine": "lowrank"}),
+    "SSR, K=8 every 4th step": Variant(True, True, "ssr", {"engine": "polynomial"}),  # the defaults
+    "SSR, K=5": Variant(True, True, "ssr", {"engine": "polynomial", "order": 5, "every": 1}),
+    "SSR, K=16": Variant(True, True, "ssr", {"engine": "polynomial", "order": 16, "every": 1}),
+    "SSR, K=16, mixing": Variant(True, True, "ssr", {"engine": "polynomial", "order": 16, "every": 1, "fusion": "cp"}),
+    "SSR, low-rank": Variant(True, True, "ssr", {"engine": "lowrank", "every": 1}),
+    "SSR, no content blocks": Variant(True, True, "ssr", {"engine": "polynomial", "content_blocks": False}),
 }
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from recplug.plugins.errors import RecplugError, did_you_mean
@@ -18,6 +18,26 @@ class PluginSettings(BaseModel):
     """Base of every plugin's settings. Declare each field with :func:`setting`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lists(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        fields = cls.model_fields
+        return {key: _several(fields[key].annotation, v) if key in fields else v for key, v in values.items()}
+
+
+def _several(annotation: Any, value: Any) -> Any:
+    """Where several values may stand, ``image,text`` or a single one, as people type them, as a tuple."""
+    kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    if tuple not in map(get_origin, kinds) or isinstance(value, bool):
+        return value
+    if isinstance(value, (int, float)):
+        return (value,)
+    if not isinstance(value, str) or (Literal in map(get_origin, kinds) and "," not in value):
+        return value
+    return tuple(filter(None, (part.strip(" '\"") for part in value.strip("()[] ").split(","))))
 
 
 def setting(default: Any, description: str, *, paper: str = "ours", search: Any = None, **limits: Any) -> Any:
@@ -43,7 +63,8 @@ def parse_settings(plugin: str, model: type[S], values: Mapping[str, Any]) -> S:
         return model.model_validate(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
+        # Pydantic names the branch of a union too, like tuple[float,...].
+        key = ".".join(str(part) for part in first["loc"] if "[" not in str(part))
         if first["type"] == "extra_forbidden":
             hint = did_you_mean(key, model.model_fields) or f"; it has: {', '.join(model.model_fields)}"
             raise RecplugError(f"{plugin} has no setting '{key}'{hint}") from None

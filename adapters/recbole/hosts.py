@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,6 +36,7 @@ class Host:
         warm_up: whether its trainer drops the loss's last part in the first epochs.
         only: a configuration key and the one value that works, or None.
         beyond_batch: whether its loss asks for items that the batch does not hold.
+        needs: a module that it imports in training and RecBole does not install; empty where there is none.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Host:
     warm_up: bool = False
     only: tuple[str, str] | None = None
     beyond_batch: bool = False
+    needs: str = ""
 
     def seams(self) -> frozenset[Seam]:
         """Where augmentations can act."""
@@ -146,7 +149,7 @@ HOSTS: dict[str, Host] = {
         _graph("NGCF", nodes="forward", free_width=True),
         _graph("SpectralCF", nodes="forward", free_width=True),
         _graph("SGL", _SGL, nodes="forward", node_arguments=("train_graph",), free_width=True, loss_sum=True),
-        _graph("NCL", _NCL, nodes="forward", free_width=True, warm_up=True),
+        _graph("NCL", _NCL, nodes="forward", free_width=True, warm_up=True, needs="faiss"),
         # Its loss compares slices of the nodes' width, of nodes drawn at random.
         _graph("DGCF", nodes="forward", others_nodes=True),
         _graph(
@@ -193,6 +196,16 @@ def host_of(name: str) -> Host:
         others = ", ".join(first_choices(host.family))
         raise RecplugError(f"plugins cannot be grafted onto {name}: {host.reason}; use {others} instead")
     return host
+
+
+def check_installed(host: Host) -> None:
+    """Look for what a host imports in the middle of its training.
+
+    Raises:
+        RecplugError: where it is not installed.
+    """
+    if host.needs and importlib.util.find_spec(host.needs) is None:
+        raise RecplugError(f"{host.name} needs {host.needs}, which is not installed; run: pip install {host.needs}-cpu")
 
 
 def first_choices(family: Family) -> list[str]:

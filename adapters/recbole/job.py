@@ -22,6 +22,7 @@ from recplug.adapters.recbole.compat import recbole_compat
 from recplug.adapters.recbole.config import make_config
 from recplug.adapters.recbole.fingerprint import fingerprint
 from recplug.adapters.recbole.grafted import KEYS, check_config
+from recplug.adapters.recbole.hosts import check_installed
 from recplug.adapters.recbole.ranks import ranks_everything, write_ranks
 from recplug.adapters.recbole.rundir import RunDirectory, adapter_tensors
 from recplug.adapters.recbole.sampling import eval_batch_size, use_fast_sampling, use_fused_adam
@@ -51,10 +52,10 @@ class Job:
         folder: Path | None,
         files: dict[Path, dict[str, Any]],
         directory: RunDirectory,
-        table: str | None,
+        tables: tuple[str | None, str | None],
     ) -> None:
         self.host, self.dataset, self.names, self.given = host, dataset, names, given
-        self.values, self.folder, self.files, self.directory, self.table = values, folder, files, directory, table
+        self.values, self.folder, self.files, self.directory, self.tables = values, folder, files, directory, tables
         self.result: dict[str, Any] = {
             "status": "failed",
             "model": host.__name__,
@@ -125,14 +126,14 @@ class Job:
         self._write_config(config)
         return config
 
-    def _write_config(self, config: Any) -> None:
+    def _write_config(self, config: Any, ours: tuple[str, ...] = ()) -> None:
         """Every value and its origin, such that the file repeats the run: without what RecBole derives."""
         # Dotted keys of a file, like prism.scale, have found their way into what they belong to.
         values = {k: v for k, v in config.final_config_dict.items() if k not in DERIVED and "." not in k}
         negatives = values["train_neg_sample_args"]
         if not negatives or negatives.get("distribution") == "none":
             values["train_neg_sample_args"] = None  # as it was given: RecBole refuses its own resolved form
-        origins = self._origins(values)
+        origins = self._origins(values) | dict.fromkeys(ours, "recplug")
         if self.names:
             values["plugin"], origins["plugin"] = self.names, "the run"
         for name, settings in resolve(self.names, {name: config[name] for name in self.names}).items():
@@ -154,8 +155,10 @@ class Job:
     def _build(self) -> tuple[Any, tuple[Any, Any, Any], Any]:
         """Configuration, data (train, valid, test) and model."""
         config = self._configure()
-        augmented: Any = augment(self.host, self.names, self.given, table=self.table)
+        table, users = self.tables
+        augmented: Any = augment(self.host, self.names, self.given, table=table, users=users)
         check_config(augmented.recplug_host, config)
+        check_installed(augmented.recplug_host)
         init_seed(config["seed"], config["reproducibility"])
         dataset = create_dataset(config)
         sequential = augmented.recplug_host.family == "sequential"
@@ -165,9 +168,16 @@ class Job:
                 f"lacks or load_col does not name; set TIME_FIELD, and in YAML load_col: {{inter: "
                 f"[{dataset.uid_field}, {dataset.iid_field}, {dataset.time_field}]}}"
             )
-        if not sequential and "eval_batch_size" not in self.values:
-            config["eval_batch_size"] = eval_batch_size(dataset.item_num, config["eval_batch_size"], self.host)
-        data = data_preparation(config, dataset)
+        if not sequential and not self._is_given("eval_batch_size"):
+            given = config["eval_batch_size"]
+            size = eval_batch_size(dataset.item_num, given, self.host, config["eval_args"]["mode"])
+            if size != given:
+                config["eval_batch_size"] = size
+                self._write_config(config, ours=("eval_batch_size",))  # or the file would give other batches
+        try:
+            data = data_preparation(config, dataset)
+        except ValueError as error:  # nothing is left to train on, or a user has every item
+            raise RecplugError(f"{self.dataset} cannot be split and sampled: {' '.join(str(error).split())}") from error
         init_seed(config["seed"], config["reproducibility"])
         return config, data, augmented(config, data[0]._dataset).to(config["device"])
 
@@ -234,6 +244,11 @@ class Job:
                 f"the training loss became NaN in epoch {model.recplug.epoch} "
                 f"({shown(model.recplug.read_parts()) or 'first step'}); lower learning_rate or the plugin's weights"
             ) from error
+
+    def _is_given(self, key: str) -> bool:
+        """Whether the user gives a value for ``key``; the data set's own file does not count, it serves any model."""
+        own = self.folder and self.folder / f"{self.dataset}.yaml"
+        return key in self.values or any(key in settings for file, settings in self.files.items() if file != own)
 
     def _trainer(self, config: Any, model: Any) -> Any:
         import recbole.trainer.trainer as module

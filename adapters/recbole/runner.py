@@ -59,6 +59,7 @@ def run(
     output_dir: str | Path | None = None,
     baseline: bool = False,
     table: str | None = None,
+    users: str | None = None,
 ) -> RunResult:
     """Train, validate and test one model with plugins.
 
@@ -74,6 +75,8 @@ def run(
         output_dir: a new directory; default ``runs/<model>-<plugins>-<dataset>-<time>``.
         baseline: train the bare backbone first, with the same budget and seed, into ``<run directory>/baseline``.
         table: the attribute that holds the item embedding, for models of your own (default ``item_embedding``).
+        users: the attribute that holds the user embedding, for general models of your own (default
+            ``user_embedding``).
 
     Raises:
         RecplugError: for wrong input, before anything is trained; and where training itself cannot go on.
@@ -82,7 +85,7 @@ def run(
     host = model if isinstance(model, type) else model_class(model)
     values = dict(config_dict or {})
     given = _plugin_values(values, names)
-    augment(host, names, given, table=table)  # refuses before any directory is made
+    augment(host, names, given, table=table, users=users)  # refuses before any directory is made
     folder = locate(dataset, data_path)
     files = {file: read_yaml(file) for file in (*_dataset_files(folder, dataset), *map(Path, config_files))}
     for file, settings in files.items():
@@ -94,16 +97,18 @@ def run(
     started = datetime.now().strftime("%Y%m%d-%H%M%S")
     path = Path(output_dir) if output_dir else Path("runs") / f"{host.__name__}-{label}-{dataset}-{started}"
     directory = RunDirectory.create(path, beside=not output_dir)
-    job = Job(host, dataset, names, given, values, folder, files, directory, table)
+    job = Job(host, dataset, names, given, values, folder, files, directory, (table, users))
     bare: RunResult | None = None
     if baseline:
         job.rehearse()
-        chosen = [settings.get("trim_padding") for settings in (*files.values(), values)]
-        chosen = [choice for choice in chosen if choice is not None]
-        bare_values = {**values, "trim_padding": chosen[-1] if chosen else _trims(host)}
+        # Time is compared too: the bare backbone gets the adapter's speed, which changes no number beyond rounding.
+        fast = {"trim_padding": _trims(host), "fast_propagation": True}
+        for settings in (*files.values(), values):
+            fast |= {key: settings[key] for key in fast if settings.get(key) is not None}
+        bare_values = {**values, **fast}
         log.info("first the bare backbone, with the same budget and seed")
         below = RunDirectory.create(directory.path / "baseline")
-        bare = _finish(Job(host, dataset, [], {}, bare_values, folder, files, below, table))
+        bare = _finish(Job(host, dataset, [], {}, bare_values, folder, files, below, (table, users)))
     return _finish(job, bare)
 
 

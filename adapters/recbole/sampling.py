@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
@@ -107,7 +108,7 @@ def use_fused_adam(optimizer: torch.optim.Optimizer) -> bool:
     return True
 
 
-def eval_batch_size(n_items: int, given: int, model_class: type | None = None) -> int:
+def eval_batch_size(n_items: int, given: int, model_class: type | None = None, mode: Any = "full") -> int:
     """RecBole's ``eval_batch_size`` for full ranking of a general model, at which a batch holds several users.
 
     RecBole divides it by the item count: its default of 4,096 makes batches of one user. The result is about 256
@@ -119,8 +120,11 @@ def eval_batch_size(n_items: int, given: int, model_class: type | None = None) -
         given: the configured value.
         model_class: the model; one that scores pairs instead of ranking all items at once builds a row of every
             embedding for each score, and keeps what was given.
+        mode: of ``eval_args``, one or ``{"valid": ..., "test": ...}``; candidates that are sampled or listed are
+            scored as pairs too.
     """
-    if model_class is not None and not _ranks_at_once(model_class):
+    modes = mode.values() if isinstance(mode, Mapping) else (mode,)
+    if any(each != "full" for each in modes) or (model_class is not None and not _ranks_at_once(model_class)):
         return given
     users = max(1, min(USERS_A_BATCH, MOST_SCORES // n_items))
     return max(given, users * n_items)

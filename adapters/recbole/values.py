@@ -32,7 +32,10 @@ LEAST: Mapping[str, float] = {
     "metric_decimal_place": 0,
 }
 # The adapter's own keys that are either on or off.
-SWITCHES: Mapping[str, bool] = {"shuffle_features": False, "trim_padding": False, "mask_history": False}
+SWITCHES: Mapping[str, bool] = dict.fromkeys(
+    ("shuffle_features", "trim_padding", "fast_propagation", "mask_history"), False
+)
+BY_MODEL = ("trim_padding", "fast_propagation")  # whose default, None, is decided by model and plugins
 _METRICS = {name: kind.__name__ for name, kind in metrics_dict.items()}  # as RecBole looks them up: as they are written
 
 
@@ -48,11 +51,12 @@ def check_values(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     """
     for key, value in given.items():
         default = {**SWITCHES, **defaults}.get(key)
-        if key == "trim_padding" and value is None:  # its default: decided by the model
+        if key in BY_MODEL and value is None:
             continue
         wanted = _wanted(key, value, default)
         if wanted:
-            raise RecplugError(f"{key}={_shown(value)} is not {wanted}; RecBole's default is {default}")
+            known = f"RecBole's default is {default}" if key in defaults else "leave it out for its default"
+            raise RecplugError(f"{key}={_shown(value)} is not {wanted}; {known}")
         if key in LEAST and isinstance(default, (int, float)) and value < LEAST[key]:
             raise RecplugError(
                 f"{key}={_shown(value)} is below its least value {LEAST[key]}; RecBole's default is {default}"

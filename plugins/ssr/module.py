@@ -112,7 +112,7 @@ class Ssr(Augmentation):
         if self.balance is not None:
             nn.init.ones_(self.balance)
         if self.preferences is not None:
-            nn.init.normal_(self.preferences, std=self.settings.content_scale * self.width**-0.5)
+            nn.init.zeros_(self.preferences)  # content begins without a say in the scores
 
     # -- the signal and its bands
 
@@ -151,9 +151,10 @@ class Ssr(Augmentation):
 
     def _decompose(self, x: Tensor, rows: Tensor | None) -> Tensor:
         """``x [N, d]`` to ``[M, r, d]``; the bands of an earlier step where ``every`` allows."""
-        if not self.training or self.settings.every == 1 or self.settings.bands == 1:
+        settings = self.settings
+        if not self.training or settings.every == 1 or settings.bands == 1 or settings.fusion == "sum":
             return self.decomposition(x, rows).transpose(0, 1)
-        if self._kept is None or self._age % self.settings.every == 0:
+        if self._kept is None or self._age % settings.every == 0:
             with torch.no_grad():
                 self._kept = x.detach().clone(), self.decomposition(x).transpose(0, 1)  # [N, d], [M, N, d]
         self._age += 1
@@ -260,13 +261,13 @@ class Ssr(Augmentation):
     # -- losses
 
     def losses(self, step: Step) -> dict[str, Tensor]:
-        """Masked view, contrast of modalities, penalty of the operator."""
+        """Masked view, contrast of modalities, length of content, penalty of the operator."""
         settings = self.settings
         found: dict[str, Tensor] = {}
         if "ssr.fused" not in step.memory:
             return found
-        if settings.lambda_mask and settings.mask_rate and settings.bands > 1:
-            found["mask"] = settings.lambda_mask * masked_view(self, step)
+        if settings.lambda_mask and settings.mask_rate and settings.bands > 1 and (times := self._mask_turn()):
+            found["mask"] = times * settings.lambda_mask * masked_view(self, step)
         if settings.lambda_contrast and len(self.blocks) > 2:
             found["contrast"] = settings.lambda_contrast * contrast(self, step)
         if settings.lambda_ridge and len(self.blocks) > 1:
@@ -274,6 +275,13 @@ class Ssr(Augmentation):
         if settings.lambda_operator and settings.fusion != "sum":
             found["operator"] = settings.lambda_operator * self.cross.penalty()
         return found
+
+    def _mask_turn(self) -> int:
+        """How much the masked view counts in this step: with the plain sum, ``every`` times each so many steps."""
+        if self.settings.fusion != "sum":
+            return 1
+        self._age += 1
+        return self.settings.every if (self._age - 1) % self.settings.every == 0 else 0
 
     def diagnostics(self) -> dict[str, Panel | Tensor]:
         """Energy by band, the bands' curves, what each band is worth, and what the operator couples."""

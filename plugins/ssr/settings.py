@@ -27,7 +27,11 @@ class SsrSettings(PluginSettings):
         paper="GFT, sec. 3",
     )
     every: int = setting(
-        4, "Training steps for which the bands of one step serve; between them only the signal is fresh.", ge=1, le=1000
+        4,
+        "The masked view is made in one step of so many, and counts for all; with a mixing operator, whose bands enter "
+        "the scores, the bands of one step serve for so many, and only the signal is fresh.",
+        ge=1,
+        le=1000,
     )
     order: int = setting(
         8, "Order of the polynomial: sparse products a step, and sharpness of the bands.", paper="K", ge=1, le=128

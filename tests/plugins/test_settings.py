@@ -1,3 +1,5 @@
+from typing import Literal
+
 import pytest
 
 from recplug.plugins import PluginSettings, RecplugError, available, setting
@@ -53,6 +55,30 @@ def test_nested_keys_are_named_in_full():
 def test_a_key_that_is_no_word_is_refused():
     with pytest.raises(RecplugError, match="1"):
         parse_settings("mine", Mine, {1: 2})
+
+
+class Several(PluginSettings):
+    names: tuple[str, ...] | None = setting(None, "Which.")
+    edges: Literal["rule"] | tuple[float, ...] = setting("rule", "Where.")
+
+
+@pytest.mark.parametrize("typed", ["image,text", "[image, text]", "('image','text')", ["image", "text"]])
+def test_several_values_may_be_typed_plainly(typed):
+    assert parse_settings("mine", Several, {"names": typed}).names == ("image", "text")
+
+
+def test_one_value_stands_for_itself():
+    assert parse_settings("mine", Several, {"names": "image"}).names == ("image",)
+    assert parse_settings("mine", Several, {"edges": 0.7}).edges == (0.7,)
+    assert parse_settings("mine", Several, {"edges": "0.7,1"}).edges == (0.7, 1.0)
+    assert parse_settings("mine", Several, {"edges": "rule"}).edges == "rule"
+    assert parse_settings("mine", Several, {"names": None}).names is None
+
+
+@pytest.mark.parametrize("wrong", ["ruel", True, "0.3,nan"])
+def test_an_error_names_the_setting_and_not_pydantics_branch(wrong):
+    with pytest.raises(RecplugError, match=r"^mine\.edges(\.\d)?=.*: Input should be"):
+        parse_settings("mine", Several, {"edges": wrong})
 
 
 def test_settings_are_frozen():

@@ -156,6 +156,7 @@ WRONG = {
     "stray word": (["epochs", "3"], "'epochs' belongs to no key"),
     "baseline of nothing": (["--baseline", "true"], "name a plugin with --plugin"),
     "baseline of perhaps": (["--plugin", "prism", "--baseline", "perhaps"], "baseline='perhaps' is not true or false"),
+    "propagation of perhaps": (["--fast_propagation", "perhaps"], "fast_propagation='perhaps' is not true or false"),
     "several processes": (["--nproc", "2"], "--nproc is not supported by this version"),
     "resume": (["--resume", "out"], "--resume is not supported by this version"),
     "missing feature file": (["--plugin", "prism", "--features.image", "none.safetensors"], "none.safetensors"),

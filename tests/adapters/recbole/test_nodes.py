@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+import sys
 
 import pyarrow.parquet as pq
 import pytest
@@ -652,4 +653,31 @@ def test_an_evaluation_batch_holds_several_users(tiny, tmp_path, monkeypatch):
     more["load_col"] = {"inter": ["user_id", "item_id", "timestamp"]}
     run("BPR", "tiny", "", more, data_path=tiny, output_dir=tmp_path / "one")
     run("BPR", "tiny", "", {**more, "eval_batch_size": 123}, data_path=tiny, output_dir=tmp_path / "two")
-    assert sizes == [(256 * 41, 41), (123, 41)]
+    file = tmp_path / "mine.yaml"
+    file.write_text("eval_batch_size: 321\n")
+    run("BPR", "tiny", "", more, config_files=[file], data_path=tiny, output_dir=tmp_path / "three")
+    # A run's own file repeats its batches.
+    again = [tmp_path / "one" / "config.yaml"]
+    run("BPR", "tiny", "", {}, config_files=again, data_path=tiny, output_dir=tmp_path / "four")
+    assert sizes == [(256 * 41, 41), (123, 41), (321, 41), (256 * 41, 41)]
+    assert f"eval_batch_size: {256 * 41}  # recplug" in again[0].read_text()
+
+
+def test_ncl_says_before_training_that_it_needs_faiss(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    more = {"load_col": {"inter": ["user_id", "item_id", "timestamp"]}}
+    with pytest.raises(RecplugError, match="NCL needs faiss, which is not installed"):
+        run("NCL", "tiny", "", more, data_path=tiny, output_dir=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_user_who_has_every_item_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "data" / "full"
+    folder.mkdir(parents=True)
+    rows = "".join(f"u{u}\ti{i}\n" for u in range(9) for i in range(2))
+    (folder / "full.inter").write_text("user_id:token\titem_id:token\n" + rows)
+    with pytest.raises(RecplugError, match="full cannot be split and sampled: Some users have interacted with all"):
+        run("BPR", "full", "", {}, data_path=tmp_path / "data", output_dir=tmp_path / "out")
+    assert not (tmp_path / "out").exists()

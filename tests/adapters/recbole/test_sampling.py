@@ -168,6 +168,16 @@ def test_a_model_that_scores_pairs_keeps_its_eval_batch_size():
     assert eval_batch_size(7051, 4096, BPR) > 4096
 
 
+@pytest.mark.parametrize("mode", ["uni100", "pop100", "labeled", {"valid": "uni100", "test": "full"}])
+def test_sampled_candidates_keep_their_eval_batch_size(mode):
+    """They are scored as pairs, each with a row of every embedding: a batch of the size of a ranking is gigabytes."""
+    assert eval_batch_size(7051, 4096, mode=mode) == 4096
+
+
+def test_full_ranking_in_both_phases_is_full_ranking():
+    assert eval_batch_size(7051, 4096, mode={"valid": "full", "test": "full"}) == 256 * 7051
+
+
 def test_metrics_do_not_depend_on_the_batch(build):
     found = []
     for size in (100, eval_batch_size(41, 100)):
