@@ -31,11 +31,12 @@ class PluginSettings(BaseModel):
 def _several(annotation: Any, value: Any) -> Any:
     """Where several values may stand, ``image,text`` or a single one, as people type them, as a tuple."""
     kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
-    if tuple not in map(get_origin, kinds) or isinstance(value, bool):
+    origins: list[Any] = [get_origin(kind) for kind in kinds]
+    if tuple not in origins or isinstance(value, bool):
         return value
     if isinstance(value, (int, float)):
         return (value,)
-    if not isinstance(value, str) or (Literal in map(get_origin, kinds) and "," not in value):
+    if not isinstance(value, str) or (Literal in origins and "," not in value):
         return value
     return tuple(filter(None, (part.strip(" '\"") for part in value.strip("()[] ").split(","))))
 

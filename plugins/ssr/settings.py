@@ -53,7 +53,9 @@ class SsrSettings(PluginSettings):
     item_layers: int = setting(
         1, "Layers of the content graph over items that are added to the items' signal.", paper="n_mm, code", ge=0, le=4
     )
-    item_neighbours: int = setting(10, "Neighbours in the content graph, the item itself included.", paper="k", ge=2)
+    item_neighbours: int = setting(
+        10, "Neighbours in the content graph, the item itself included.", paper="k", ge=2, le=1000
+    )
     image_weight: float = setting(
         0.1, "Share of the modality 'image' in the content graph; the others share the rest.", paper="code", ge=0, le=1
     )
@@ -116,4 +118,6 @@ class SsrSettings(PluginSettings):
     def _agree(self) -> SsrSettings:
         if not isinstance(self.edges, str) and len(self.edges) != self.bands - 1:
             raise ValueError(f"{self.bands} bands have {self.bands - 1} edges, not {len(self.edges)}")
+        if self.modalities and len(set(self.modalities)) < len(self.modalities):
+            raise ValueError(f"modalities names one twice: {', '.join(self.modalities)}")
         return self

@@ -242,3 +242,8 @@ def test_nothing_to_put_beside_it_is_no_reason_to_refuse(changes):
 
 def test_one_edge_may_be_none():
     assert made(bands=1, edges=[]).decomposition.n_bands == 1
+
+
+def test_a_modality_that_is_named_twice_is_refused():
+    with pytest.raises(RecplugError, match="ssr: modalities names one twice: image, image"):
+        parse_settings("ssr", SsrSettings, {"modalities": ("image", "image")})
