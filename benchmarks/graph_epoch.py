@@ -214,7 +214,9 @@ def measure(split: np.ndarray, parts: set[str], repeats: int) -> dict:
             times: dict[str, list[float]] = {name: [] for name in variants}
             for batch, _ in zip(loaders[False][1], range(5 * repeats + 2), strict=False):
                 for name, trainer in trainers.items():
-                    trainer.model.train()
+                    # A second `train()` would begin another epoch, in whose first step SSR looks at its bands' edges.
+                    if not trainer.model.training:
+                        trainer.model.train()
                     times[name].append(seconds(step, trainer, batch))
             found["step"] = report(
                 f"training step, batch {BATCH}, without loading", {k: v[2:] for k, v in times.items()}

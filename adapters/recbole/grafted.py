@@ -79,6 +79,7 @@ class Grafted(metaclass=GraftedClass):
     recplug: Chain
     recplug_trim = False
     recplug_whole_table = False
+    _recplug_adds = False  # whether a plugin has had a loss of its own
 
     def __init__(self, config: Any, dataset: Any) -> None:
         host, names = self.recplug_host, self.recplug_names
@@ -172,7 +173,10 @@ class Grafted(metaclass=GraftedClass):
         for index, part in enumerate(parts):
             self.recplug.log_part("backbone" if index == 0 else f"backbone.{index + 1}", part)
         if total is None:
-            return host
+            if not self._recplug_adds:
+                return host
+            total = parts[0].new_zeros(())  # RecBole's trainer wants as many parts from every step of an epoch
+        self._recplug_adds = True
         # NCL's trainer leaves out the last part while it warms up; that has to stay the host's own.
         return (*parts[:-1], total, parts[-1]) if about.warm_up else (*parts, total)
 

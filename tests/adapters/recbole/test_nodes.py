@@ -1,6 +1,7 @@
 """General models: propagated nodes and users pass through plugins, and nothing that is kept outlives its parameters."""
 
 import copy
+import csv
 import json
 import pickle
 import sys
@@ -681,3 +682,20 @@ def test_a_user_who_has_every_item_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(RecplugError, match="full cannot be split and sampled: Some users have interacted with all"):
         run("BPR", "full", "", {}, data_path=tmp_path / "data", output_dir=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_loss_that_stands_in_some_steps_only_trains_in_recboles_trainer(tiny, tmp_path):
+    """The masked view is SSR's only loss here, and comes every fourth step; an epoch has five."""
+    settings = {"content_blocks": False, "every": 4, "lambda_mask": 1.0}
+    config = {
+        "epochs": 2,
+        "ssr": settings,
+        "train_batch_size": 64,
+        "embedding_size": 16,
+        "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
+    }
+    result = run("LightGCN", "tiny", "ssr", config, data_path=tiny, output_dir=tmp_path / "run")
+    rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").open()))
+    assert len(rows) == 2
+    assert all(float(row["loss/ssr.mask"]) > 0 for row in rows)
+    assert result.result["status"] == "finished"
