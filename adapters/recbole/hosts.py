@@ -205,7 +205,10 @@ def check_installed(host: Host) -> None:
         RecplugError: where it is not installed.
     """
     if host.needs and importlib.util.find_spec(host.needs) is None:
-        raise RecplugError(f"{host.name} needs {host.needs}, which is not installed; run: pip install {host.needs}-cpu")
+        raise RecplugError(
+            f"{host.name} needs {host.needs}, which is not installed (RecBole asks it for a GPU); install a build with "
+            "GPU support, or use LightGCN or SGL"
+        )
 
 
 def first_choices(family: Family) -> list[str]:
