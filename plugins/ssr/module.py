@@ -266,11 +266,8 @@ class Ssr(Augmentation):
         found: dict[str, Tensor] = {}
         if "ssr.fused" not in step.memory:
             return found
-        if settings.lambda_mask and settings.mask_rate and settings.bands > 1:
-            times = self._mask_turn()
-            # Zero in between: a trainer may want the same parts from every step.
-            view = masked_view(self, step) if times else step.memory["ssr.fused"].new_zeros(())
-            found["mask"] = times * settings.lambda_mask * view
+        if settings.lambda_mask and settings.mask_rate and settings.bands > 1 and (times := self._mask_turn()):
+            found["mask"] = times * settings.lambda_mask * masked_view(self, step)
         if settings.lambda_contrast and len(self.blocks) > 2:
             found["contrast"] = settings.lambda_contrast * contrast(self, step)
         if settings.lambda_ridge and len(self.blocks) > 1:

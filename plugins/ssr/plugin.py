@@ -161,7 +161,7 @@ def recplug_plugin() -> Plugin:
     """SSR."""
     return Plugin(
         name="ssr",
-        summary="graph-spectral bands of the signal, masked in training, mixed and aligned across modalities",
+        summary="a content graph, content signals, and views compared in bands of the graph's spectrum",
         paper="SSR, arXiv 2512.01372",
         settings=SsrSettings,
         requirements=requirements,
