@@ -24,11 +24,15 @@ def draw(panel: Panel, path: Path) -> None:
         height += 0.25 * max(0, len(values) - 5)
     figure = Figure(figsize=(7.2, height), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    {"heatmap": _heatmap, "bars": _bars, "histogram": _histogram, "curves": _curves}[panel.kind](axes, panel, values)
-    axes.set_title(panel.title, loc="left", fontsize=11, fontweight="bold")
-    axes.set_xlabel(panel.xlabel)
-    axes.set_ylabel(panel.ylabel)
+    if panel.kind == "scatter":
+        _scatter(figure, panel, values)
+    else:
+        axes = figure.subplots()
+        kinds = {"heatmap": _heatmap, "bars": _bars, "histogram": _histogram, "curves": _curves}
+        kinds[panel.kind](axes, panel, values)
+        axes.set_title(panel.title, loc="left", fontsize=11, fontweight="bold")
+        axes.set_xlabel(panel.xlabel)
+        axes.set_ylabel(panel.ylabel)
     figure.supxlabel(caption, x=0.01, ha="left", fontsize=8.5, color="#333333")
     figure.savefig(path, dpi=130)
 
@@ -37,13 +41,15 @@ def _heatmap(axes: Axes, panel: Panel, values: np.ndarray) -> None:
     low, high = panel.limits or (float(np.nanmin(values)), float(np.nanmax(values)))
     image = axes.imshow(values, cmap="RdBu_r" if low < 0 < high else "viridis", vmin=low, vmax=high, aspect="auto")
     axes.figure.colorbar(image, ax=axes)
-    crowded = sum(map(len, panel.columns)) > 60
-    axes.set_xticks(
-        range(values.shape[1]),
-        panel.columns or None,
-        rotation=30 if crowded else 0,
-        ha="right" if crowded else "center",
-    )
+    axes.set_xticks(range(values.shape[1]))
+    if panel.columns:
+        crowded = sum(map(len, panel.columns)) > 60
+        axes.set_xticks(
+            range(values.shape[1]),
+            panel.columns,
+            rotation=30 if crowded else 0,
+            ha="right" if crowded else "center",
+        )
     axes.set_yticks(range(values.shape[0]), panel.rows or None)
     middle, span = (low + high) / 2, max(high - low, 1e-9)
     for (row, column), value in np.ndenumerate(values):
@@ -93,3 +99,23 @@ def _curves(axes: Axes, panel: Panel, values: np.ndarray) -> None:
     axes.grid(alpha=0.25)
     if panel.rows:
         axes.legend(frameon=False, fontsize=9)
+
+
+def _scatter(figure: Figure, panel: Panel, values: np.ndarray) -> None:
+    """One picture beside the other; a label has one colour in all of them."""
+    pictures = figure.subplots(1, len(values), squeeze=False)[0]
+    for index, (axes, points) in enumerate(zip(pictures, values, strict=True)):
+        for label in range(round(float(values[..., 2].max())) + 1):
+            x, y = points[points[:, 2] == label, :2].T
+            name = panel.rows[label] if panel.rows else None
+            axes.scatter(x, y, s=6, linewidths=0, color=COLOURS[label % len(COLOURS)], label=name)
+        if panel.columns:
+            axes.set_title(panel.columns[index], fontsize=9)
+        axes.set_xlabel(panel.xlabel)
+        axes.set_xticks([])
+        axes.set_yticks([])
+    pictures[0].set_ylabel(panel.ylabel)
+    if panel.rows:
+        handles, names = pictures[0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside right center", frameon=False, fontsize=8, markerscale=2)
+    figure.suptitle(panel.title, x=0.01, ha="left", fontsize=11, fontweight="bold")

@@ -1,9 +1,11 @@
 """Build the bundled data sets from their source folders; running it again writes the same bytes.
 
-    python benchmarks/build_bundled_data.py --scientific DIR --baby DIR
+    python benchmarks/build_bundled_data.py --scientific DIR --baby DIR --factors
 
 The Scientific folder holds ``scientific.inter.gz``, ``items.tsv.gz``, ``image_feat.npy``, ``text_feat.npy`` and
 ``full/``. Items are renamed to their ASINs, so that both sets share one pair of feature tables.
+
+Both sets' factor profiles are made of nothing but their ``.item`` files, so ``--factors`` needs no source.
 
 The Baby folder is the one that ``recplug data get amazon-baby --from DIR`` takes. Its cut keeps the source's ids and
 split: the 1,000 items with the most training interactions, then, again and again until nothing more goes, users with
@@ -20,7 +22,9 @@ from pathlib import Path
 
 import numpy as np
 
-from recplug.adapters.data.convert import PARTS, RECIPES, convert
+from recplug.adapters.data import profiles
+from recplug.adapters.data.convert import PARTS, convert
+from recplug.adapters.data.recipes import RECIPES
 from recplug.adapters.features import FeatureTable, Provenance, from_npy
 
 NAME, FULL, BABY = "amazon-scientific", "amazon-scientific-full", "amazon-baby-small"
@@ -95,6 +99,15 @@ def scientific(source: Path, output: Path) -> None:
         print(f"{path.name}: {len(asins):,} x {WIDTH}, sha256 {stored.sha256}")
 
 
+def factors(output: Path) -> None:
+    """The factor profiles of both Scientific sets, from the texts that are there."""
+    for name in (NAME, FULL):
+        lines = (output / name / f"{name}.item").read_text(encoding="utf-8").splitlines()
+        table = profiles.scientific(dict(line.split("\t", 1) for line in lines[1:]))
+        table.save(output / name / f"{name}.factors.json")
+        print(f"{name}.factors.json: {len(table.schema.factors)} factors, sha256 {table.sha256}")
+
+
 def baby(source: Path, output: Path) -> None:
     """The cut of Baby: parts of the split, ASINs, and both feature tables, each a subset of the converted files."""
     with tempfile.TemporaryDirectory() as place:
@@ -143,10 +156,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Build the bundled data sets.")
     parser.add_argument("--scientific", type=Path, metavar="DIR", help="source folder of Amazon Scientific")
     parser.add_argument("--baby", type=Path, metavar="DIR", help="source folder of Amazon Baby")
+    parser.add_argument("--factors", action="store_true", help="factor profiles of Amazon Scientific, from its texts")
     parser.add_argument("--output", type=Path, default=here / "adapters" / "data", help="where the sets' folders go")
     arguments = parser.parse_args()
-    if arguments.scientific is None and arguments.baby is None:
-        parser.error("give --scientific DIR, --baby DIR or both")
+    if arguments.scientific is None and arguments.baby is None and not arguments.factors:
+        parser.error("give --scientific DIR, --baby DIR, --factors or several")
     for source, make, names in ((arguments.scientific, scientific, (NAME, FULL)), (arguments.baby, baby, (BABY,))):
         if source is None:
             continue
@@ -154,6 +168,8 @@ def main() -> None:
         for name in names:
             users, items, interactions = COUNTS[name]
             print(f"{name}: {users:,} users, {items:,} items, {interactions:,} interactions")
+    if arguments.factors or arguments.scientific:
+        factors(arguments.output)
 
 
 if __name__ == "__main__":

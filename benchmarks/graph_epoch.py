@@ -1,13 +1,14 @@
-"""What a LightGCN epoch costs: as RecBole has it, with fast products, with the rest mended, and with SSR on top.
+"""What a LightGCN epoch costs: as RecBole has it, with fast products, with the rest mended, with SSR or MARS on top.
 
     python benchmarks/graph_epoch.py --data_path DIR                        # all parts
     python benchmarks/graph_epoch.py --data_path DIR --part step --threads 1
 
 DIR holds Amazon Baby as MMRec splits it: `baby/baby.inter[.gz]` (or `baby.inter[.gz]`), tab-separated: user, item, ...,
 and a last column that says 0 (train), 1 (validation) or 2 (test). Everything runs in one process, variants take turns,
-and medians are divided by those of RecBole's own LightGCN (d 64, 3 layers, batch 2048). Content vectors are drawn at
-random, since only time is measured. Part "growth" repeats the graph 4 and 16 times, keeping users' degrees, and
-items' on average, each case in a process of its own (Linux), and draws the fastest step and peak memory beside `--out`.
+and medians are divided by those of RecBole's own LightGCN (d 64, 3 layers, batch 2048). Content vectors and the values
+of ten factors are drawn at random, since only time is measured. Part "growth" repeats the graph 4 and 16 times, keeping
+users' degrees, and items' on average, each case in a process of its own (Linux), and draws the fastest step and peak
+memory beside `--out`.
 """
 
 import argparse
@@ -26,6 +27,7 @@ import numpy as np
 import torch
 from recbole.data import create_dataset, data_preparation
 from recbole.utils import get_trainer, init_seed
+from step_overhead import random_factors
 
 from recplug.adapters.features import FeatureTable
 from recplug.adapters.recbole import augment
@@ -58,6 +60,9 @@ VARIANTS = {
     "SSR, K=16, mixing": Variant(True, True, "ssr", {"engine": "polynomial", "order": 16, "every": 1, "fusion": "cp"}),
     "SSR, low-rank": Variant(True, True, "ssr", {"engine": "lowrank", "every": 1}),
     "SSR, no content blocks": Variant(True, True, "ssr", {"engine": "polynomial", "content_blocks": False}),
+    "MARS": Variant(True, True, "mars"),
+    "MARS, factors alone": Variant(True, True, "mars", {"structure": "none"}),
+    "MARS, content in X": Variant(True, True, "mars", {"x": "ids_content"}),
 }
 
 
@@ -93,7 +98,7 @@ def grown(split: np.ndarray, times: int) -> np.ndarray:
 
 
 def write_dataset(split: np.ndarray, root: Path) -> None:
-    """RecBole's three files, and two feature tables."""
+    """RecBole's three files, two feature tables and factor profiles."""
     folder = root / NAME
     folder.mkdir()
     for value, part in enumerate(("train", "valid", "test")):
@@ -105,6 +110,7 @@ def write_dataset(split: np.ndarray, root: Path) -> None:
     for seed, modality in enumerate(("image", "text")):
         vectors = torch.randn(len(tokens), WIDTH, generator=torch.Generator().manual_seed(seed)).half()
         FeatureTable(vectors, tokens, modality, {}).save(folder / f"{NAME}.{modality}.safetensors")
+    random_factors(np.random.default_rng(0), tokens).save(folder / f"{NAME}.factors.json")
 
 
 def prepare(root: Path, mended: bool):

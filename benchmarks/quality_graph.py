@@ -14,21 +14,16 @@ p of a sign-flip permutation test.
 from __future__ import annotations
 
 import argparse
-import json
-import math
-import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
+from paired import Variant, cell_path, fill, load, recall_by_user, table, waves
 
-from recplug.adapters.recbole import run
-from recplug.plugins.errors import RecplugError
-
-GRAPH_ALONE = {"ssr.bands": 1, "ssr.fusion": "sum", "ssr.content_blocks": False}
-VARIANTS: dict[str, tuple[list[str], dict[str, Any]]] = {
+GRAPH_ALONE: dict[str, Any] = {"ssr.bands": 1, "ssr.fusion": "sum", "ssr.content_blocks": False}
+VARIANTS: dict[str, Variant] = {
     "bare": ([], {"fast_propagation": True}),
     "SSR": (["ssr"], {}),
     "content graph": (["ssr"], GRAPH_ALONE),
@@ -45,111 +40,39 @@ VARIANTS: dict[str, tuple[list[str], dict[str, Any]]] = {
 }
 FIRST = ("bare", "SSR", "content graph")
 METRICS = ("best_valid_score", "recall@10", "recall@20", "ndcg@10", "ndcg@20")
+TITLES = ("valid R@20", "R@10", "R@20", "N@10", "N@20", "epochs", "to bare", "SSR against it (95 %), p")
+SETTINGS = {
+    "eval_step": 2,
+    "stopping_step": 10,
+    "learning_rate": 1e-3,
+    "n_layers": 2,
+    "embedding_size": 64,
+    "reg_weight": 1e-4,
+    "train_batch_size": 2048,
+}
 K = 20
 
 
 def cells(seeds: int) -> list[tuple[str, int]]:
     """Bare, SSR and the content graph on every seed first, then one seed of the rest, then the rest of those."""
     rest = [name for name in VARIANTS if name not in FIRST]
-    waves = [(FIRST, range(seeds)), (rest, range(1)), (rest, range(1, seeds))]
-    return [(name, seed) for names, wave in waves for seed in wave for name in names]
+    return waves([(FIRST, range(seeds)), (rest, range(1)), (rest, range(1, seeds))])
 
 
-def cell_path(output: Path, variant: str, seed: int) -> Path:
-    return output / f"{variant.replace(', ', '-').replace(' ', '_')}-{seed}.npz"
+def kept(user: np.ndarray, rank: np.ndarray) -> dict[str, np.ndarray]:
+    """What a cell's file holds."""
+    users, recall = recall_by_user(user, rank, K)
+    return {"user": users, "recall": recall}
 
 
-def fill(arguments: argparse.Namespace, variant: str, seed: int) -> None:
-    """Train one cell in a folder of its own; the cell's file appears when it is whole."""
-    path = cell_path(arguments.output, variant, seed)
-    if path.exists():
-        return
-    plugins, settings = VARIANTS[variant]
-    folder = path.with_suffix("")
-    shutil.rmtree(folder, ignore_errors=True)
-    budget = {"epochs": arguments.epochs, "eval_step": 2, "stopping_step": 10, "learning_rate": 1e-3}
-    model = {"n_layers": 2, "embedding_size": 64, "reg_weight": 1e-4, "train_batch_size": 2048}
-    try:
-        result = run(
-            "LightGCN",
-            "amazon-baby",
-            plugins,
-            {**budget, **model, **settings, "seed": seed + 1, "show_progress": False},
-            data_path=arguments.data_path,
-            output_dir=folder,
-        )
-    except RecplugError as error:
-        print(f"{variant}: left empty ({error})")
-        return
-    ranks = pq.read_table(folder / "ranks.parquet")
-    user, recall = recall_by_user(ranks["user"].to_numpy(zero_copy_only=False).astype(str), ranks["rank"].to_numpy())
-    keep = ("epochs", "seconds_per_epoch", "best_valid_score", "parameters", "data_fingerprint", "peak_memory_bytes")
-    about = {**result.test_result, **{key: result.result[key] for key in keep}}
-    partial = path.with_suffix(".part.npz")
-    np.savez(partial, user=user, recall=recall, about=json.dumps(about))
-    partial.rename(path)
-    shutil.rmtree(folder)
-    print(f"{variant}, seed {seed}: R@20 {about['recall@20']:.4f} in {about['epochs']} epochs", flush=True)
+def measure(cell: Mapping[str, np.ndarray]) -> np.ndarray:
+    return cell["recall"]
 
 
-def recall_by_user(user: np.ndarray, rank: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Users, sorted, and the share of their targets among the best K.
-
-    A target's rank counts its user's other targets too, as full ranking does.
-    """
-    users, place = np.unique(user, return_inverse=True)
-    return users, np.bincount(place, weights=rank <= K) / np.bincount(place)
-
-
-def load(output: Path, variant: str, seeds: int) -> list[tuple[dict[str, Any], np.ndarray, int]]:
-    """(metrics, recall by user, seed) of every filled cell."""
-    found = []
-    for seed in range(seeds):
-        path = cell_path(output, variant, seed)
-        if path.exists():
-            with np.load(path) as cell:
-                found.append((json.loads(str(cell["about"])), cell["recall"], seed))
-    return found
-
-
-def paired(ours: list[Any], theirs: list[Any]) -> dict[str, float] | None:
-    """Mean difference over users with its 95 % interval, and p of a two-sided sign-flip test with 10,000 draws."""
-    common = sorted({s for *_, s in ours} & {s for *_, s in theirs})
-    if not common:
-        return None
-    mean = [np.mean([g for _, g, s in runs if s in common], axis=0) for runs in (ours, theirs)]
-    difference = mean[0] - mean[1]
-    error = 1.96 * difference.std(ddof=1) / math.sqrt(len(difference))
-    rng, moved = np.random.default_rng(0), difference[difference != 0]
-    flips = np.concatenate(  # in blocks: 10,000 times all users would be gigabytes
-        [rng.choice([-1.0, 1.0], size=(500, len(moved))) @ moved / len(difference) for _ in range(20)]
-    )
-    p = (1 + np.sum(np.abs(flips) >= abs(difference.mean()))) / 10_001
-    return {"difference": difference.mean(), "interval": error, "p": p, "base": mean[1].mean()}
-
-
-def table(output: Path, seeds: int) -> str:
-    lines = [
-        "| variant | seeds | valid R@20 | R@10 | R@20 | N@10 | N@20 | epochs | to bare | SSR against it (95 %), p |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    ssr, bare = (load(output, name, seeds) for name in ("SSR", "bare"))
-    for variant in VARIANTS:
-        runs = load(output, variant, seeds)
-        if not runs:
-            lines.append(f"| {variant} | 0 | | | | | | | | |")
-            continue
-        values = [np.array([about[metric] for about, *_ in runs]) for metric in METRICS]
-        spread = [f"{v.mean():.4f}" + (f" ± {v.std(ddof=1):.4f}" if len(v) > 1 else "") for v in values]
-        epochs = f"{np.mean([about['epochs'] for about, *_ in runs]):.0f}"
-        gain, test = paired(runs, bare), paired(ssr, runs)
-        shown = f"{100 * gain['difference'] / gain['base']:+.1f} %" if gain and variant != "bare" else ""
-        versus = ""
-        if test and variant != "SSR":
-            low, high = (100 * (test["difference"] + s * test["interval"]) / test["base"] for s in (-1, 1))
-            versus = f"{low:+.1f} ... {high:+.1f} %, p {test['p']:.4f}"
-        lines.append(f"| {variant} | {len(runs)} | {' | '.join(spread)} | {epochs} | {shown} | {versus} |")
-    return "\n".join(lines)
+def printed(output: Path, seeds: int) -> str:
+    grid = {name: load(output, name, seeds=seeds, measures={"recall@20": measure}) for name in VARIANTS}
+    header = ("variant", "seeds", *TITLES)
+    return table({(): grid}, header, own="SSR", metrics=METRICS, measures=("recall@20",), epochs=True)
 
 
 def main() -> None:
@@ -170,8 +93,19 @@ def main() -> None:
     if not arguments.table:
         for variant, seed in cells(arguments.seeds):
             if variant in chosen:
-                fill(arguments, variant, seed)
-    print(table(arguments.output, arguments.seeds))
+                fill(
+                    cell_path(arguments.output, variant, seed=seed),
+                    variant,
+                    "LightGCN",
+                    "amazon-baby",
+                    VARIANTS[variant],
+                    {**SETTINGS, "epochs": arguments.epochs},
+                    seed=seed,
+                    shown="recall@20",
+                    arrays=kept,
+                    data_path=arguments.data_path,
+                )
+    print(printed(arguments.output, arguments.seeds))
 
 
 if __name__ == "__main__":

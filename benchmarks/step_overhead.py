@@ -1,12 +1,12 @@
-"""What PRISM and encoding without padding cost and save: seconds as ratios, side by side in one process.
+"""What PRISM, MARS and encoding without padding cost and save: seconds as ratios, side by side in one process.
 
-    python benchmarks/step_overhead.py                  # both parts, about five minutes on two cores
+    python benchmarks/step_overhead.py                  # both parts, about six minutes on two cores
     python benchmarks/step_overhead.py --part epoch
 
 Part "step": SASRec with RecBole's defaults (batch 2048, L 50, d 64) over 12,101 items and two 512-d tables, the size
-and history lengths of Amazon Beauty; ids and vectors are drawn at random, since only time is measured. Variants
-alternate, and the median of each is divided by the bare model's. Part "epoch": all training batches and one
-validation of `amazon-scientific` at L 50. "RecBole as it comes" includes the anomaly detection that importing
+and history lengths of Amazon Beauty; ids, vectors and the values of ten factors are drawn at random, since only time is
+measured. Variants alternate, and the median of each is divided by the bare model's. Part "epoch": all training batches
+and one validation of `amazon-scientific` at L 50. "RecBole as it comes" includes the anomaly detection that importing
 RecBole's SINE switches on for the whole process; all ratios are against the bare model without it.
 """
 
@@ -26,6 +26,7 @@ from recbole.data import create_dataset, data_preparation
 from recbole.utils import init_seed
 
 from recplug.adapters.data import bundled
+from recplug.adapters.factors import FactorSchema, FactorSpec, FactorTable, Value
 from recplug.adapters.features import FeatureTable
 from recplug.adapters.recbole import augment
 from recplug.adapters.recbole.compat import recbole_compat
@@ -36,8 +37,11 @@ VARIANTS = {  # name: (plugins, trim_padding)
     "bare, trimmed": ([], True),
     "PRISM": (["prism"], False),
     "PRISM, trimmed": (["prism"], True),
+    "MARS": (["mars"], False),
+    "MARS, trimmed": (["mars"], True),
 }
 ITEMS, USERS, WIDTH = 12_101, 22_363, 512
+FACTORS, VALUES = 10, 20
 
 
 def beauty_sized(folder: Path) -> str:
@@ -55,7 +59,21 @@ def beauty_sized(folder: Path) -> str:
         vectors = torch.randn(ITEMS, WIDTH, generator=torch.Generator().manual_seed(len(modality))).half()
         table = FeatureTable(vectors, tuple(f"i{item}" for item in range(ITEMS)), modality)
         table.save(folder / name / f"{name}.{modality}.safetensors")
+    random_factors(rng, tuple(f"i{item}" for item in range(ITEMS))).save(folder / name / f"{name}.factors.json")
     return name
+
+
+def random_factors(rng: np.random.Generator, tokens: tuple[str, ...]) -> FactorTable:
+    """Ten factors of twenty values; one item in ten is unknown under each."""
+    names = tuple(f"v{value}" for value in range(VALUES))
+    specs = [FactorSpec(name=f"factor {k}", values=tuple(Value(name=name) for name in names)) for k in range(FACTORS)]
+    drawn = rng.integers(VALUES, size=(FACTORS, len(tokens)))
+    known = rng.random(drawn.shape) < 0.9
+    columns = {
+        spec.name: tuple((names[value],) if has else () for value, has in zip(values, there, strict=True))
+        for spec, values, there in zip(specs, drawn, known, strict=True)
+    }
+    return FactorTable(FactorSchema(factors=tuple(specs)), tokens, columns, ("ok",) * len(tokens))
 
 
 def prepare(dataset: str, data_path: Path, **overrides: object):

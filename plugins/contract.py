@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from recplug.plugins.settings import PluginSettings
 
 if TYPE_CHECKING:
+    from recplug.plugins.factors import FactorProfiles
     from recplug.plugins.nn.knn import Neighbours
     from recplug.plugins.step import Step
 
@@ -54,17 +55,18 @@ class Panel:
 
     Attributes:
         values: a matrix ``[rows, columns]`` (``heatmap``, ``curves``: a line a row), one row a group with its sample
-            along the columns (``histogram``), or a vector ``[n]`` (``bars``).
+            along the columns (``histogram``), a vector ``[n]`` (``bars``), or ``[pictures, n, 3]``, of each point x, y
+            and the number of its label (``scatter``).
         kind: how to draw it.
         title: a short heading.
         caption: one or two sentences for someone who has not read the paper: what to see, and what is good.
-        rows, columns: labels.
+        rows, columns: labels; of a ``scatter``, the points' labels and the pictures' names.
         xlabel, ylabel: the axes' names, with units.
         limits: the colour or value range, where it has a natural one.
     """
 
     values: Tensor
-    kind: Literal["heatmap", "bars", "histogram", "curves"]
+    kind: Literal["heatmap", "bars", "histogram", "curves", "scatter"]
     title: str
     caption: str
     rows: tuple[str, ...] = ()
@@ -136,7 +138,7 @@ class Context:
     padding_id: int = 0
     mask_id: int | None = None
     loss_reduction: Literal["mean", "sum"] = "mean"
-    factors: Any = None
+    factors: FactorProfiles | None = None
     steps_per_epoch: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     seed: int = 0

@@ -5,6 +5,7 @@ import runpy
 import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -39,3 +40,13 @@ def test_own_recbole_model(example, tmp_path):
     out = example("own_recbole_model.py", "--epochs", "1", "--output_dir", "out")
     assert "'ndcg@10': 0.0" in out
     assert (tmp_path / "out" / "adapter.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_plot_mars_factors(example, monkeypatch):
+    shown = []
+    monkeypatch.setattr(plt, "show", lambda: shown.append(plt.gcf()) or plt.close())
+    out = example("plot_mars_factors.py")
+    assert len(shown) == 7  # the factors, losses, and five pictures of the run
+    assert 0 < float(re.search(r"^ndcg@10 +([\d.]+)", out, re.MULTILINE).group(1)) < 1
+    assert float(re.search(r"largest difference: (\S+)", out).group(1)) < 1e-6

@@ -25,7 +25,12 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 ROOMS = {"plugins": "recplug.plugins", "adapters": "recplug.adapters"}
 IGNORED = {"__pycache__", ".git", ".venv", "build", "dist", "runs", "gallery", "_build", "saved", "log"}
 # Import names that differ from the distribution's name.
-DISTRIBUTIONS = {"yaml": "pyyaml", "sklearn": "scikit-learn", "torch_geometric": "torch-geometric"}
+DISTRIBUTIONS = {
+    "yaml": "pyyaml",
+    "sklearn": "scikit-learn",
+    "torch_geometric": "torch-geometric",
+    "typing_extensions": "typing-extensions",
+}
 
 
 def files(*rooms: str) -> list[str]:

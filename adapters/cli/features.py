@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import glob
-import importlib.util
 from collections import Counter
 from enum import Enum
 from pathlib import Path
@@ -13,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from recplug.adapters.cli.common import say
+from recplug.adapters.cli.items import DataPath, item_tokens, named, texts
 
 if TYPE_CHECKING:
     from recplug.adapters.features import FeatureTable
@@ -22,9 +20,6 @@ app = typer.Typer(help="Feature tables: one content vector an item, by item toke
 QUERIES, NEIGHBOURS = 3, 3
 
 Dataset = Annotated[str | None, typer.Option("--dataset", help="The data set whose items the vectors are of.")]
-DataPath = Annotated[
-    Path | None, typer.Option("--data_path", help="Folder that holds the data set, as in run_recbole.")
-]
 
 
 class Source(str, Enum):
@@ -112,7 +107,7 @@ def import_(
         raise RecplugError("no item tokens; give --tokens FILE, or --positional if the items are named 0, 1, 2, ...")
     if source is Source.knn:
         graph = from_knn(path, modality, tokens=tokens, positional=positional, provenance=origin)
-        met = graph.coverage(_item_tokens(dataset, data_path)) if dataset else None
+        met = graph.coverage(item_tokens(dataset, data_path)) if dataset else None
         graph.save(output)
         say(f"{output}: {len(graph.tokens):,} items, {len(graph.row):,} edges, up to {graph.k} each")
         if met:
@@ -129,7 +124,7 @@ def import_(
     else:
         columns = feature_columns.split(",") if feature_columns else None
         table = from_parquet(path, modality, token_column=token_column, feature_columns=columns, provenance=origin)
-    covered = table.coverage(_item_tokens(dataset, data_path)) if dataset else None
+    covered = table.coverage(item_tokens(dataset, data_path)) if dataset else None
     table.save(output)
     left_out = table.metadata.get("left_out", "nothing")
     say(f"{output}: {len(table.tokens):,} items, {table.features.shape[1]} wide; left out: {left_out}")
@@ -158,13 +153,13 @@ def inspect(
     for key, value in table.metadata.items():
         say(f"{key}: {value}")
     if dataset:
-        say(f"coverage of {dataset}: {table.coverage(_item_tokens(dataset, data_path))}")
+        say(f"coverage of {dataset}: {table.coverage(item_tokens(dataset, data_path))}")
     norms = table.features.float().norm(dim=1)
     say(f"lengths: {norms.min():.3f} to {norms.max():.3f}, median {norms.median():.3f}")
     counts = Counter(row.tobytes() for row in table.features.numpy())
     shared = sum(count for count in counts.values() if count > 1)
     say(f"duplicates: {shared:,} items share their vector with another" if shared else "duplicates: none")
-    for line in _neighbours(table, _texts(dataset, data_path) if dataset else {}):
+    for line in _neighbours(table, texts(dataset, data_path) if dataset else {}):
         say(line)
 
 
@@ -174,15 +169,15 @@ def _inspect_graph(table: NeighbourTable, dataset: str | None, data_path: Path |
     for key, value in sorted(table.metadata.items()):
         say(f"{key}: {value}")
     if dataset:
-        say(f"coverage of {dataset}: {table.coverage(_item_tokens(dataset, data_path))}")
+        say(f"coverage of {dataset}: {table.coverage(item_tokens(dataset, data_path))}")
     say(f"k: {counts.min()} to {counts.max()} neighbours an item; {(counts > 0).sum():,} of {n:,} items have some")
     say(f"cosines: {table.cosine.min():.3f} to {table.cosine.max():.3f}")
-    texts = _texts(dataset, data_path) if dataset else {}
+    known = texts(dataset, data_path) if dataset else {}
     for query in _spread(n):
-        say(f"nearest to {_named(table.tokens[query], texts)}")
+        say(f"nearest to {named(table.tokens[query], known)}")
         edges = (table.row == query).nonzero()[0][:NEIGHBOURS]
         for cosine, row in zip(table.cosine[edges], table.neighbour[edges], strict=True):
-            say(f"    {cosine:.3f}  {_named(table.tokens[row], texts)}")
+            say(f"    {cosine:.3f}  {named(table.tokens[row], known)}")
 
 
 def _spread(n: int) -> list[int]:
@@ -190,7 +185,7 @@ def _spread(n: int) -> list[int]:
     return sorted({round(i * (n - 1) / QUERIES) for i in range(QUERIES)})
 
 
-def _neighbours(table: FeatureTable, texts: dict[str, str]) -> list[str]:
+def _neighbours(table: FeatureTable, known: dict[str, str]) -> list[str]:
     """The nearest items, by cosine, of a few items spread over the table."""
     import torch.nn.functional as F
 
@@ -200,64 +195,7 @@ def _neighbours(table: FeatureTable, texts: dict[str, str]) -> list[str]:
         cosines = rows @ rows[query]  # [n]
         cosines[query] = -2.0
         best = cosines.topk(min(NEIGHBOURS, len(rows) - 1))
-        lines.append(f"nearest to {_named(table.tokens[query], texts)}")
+        lines.append(f"nearest to {named(table.tokens[query], known)}")
         for cosine, row in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-            lines.append(f"    {cosine:.3f}  {_named(table.tokens[row], texts)}")
+            lines.append(f"    {cosine:.3f}  {named(table.tokens[row], known)}")
     return lines
-
-
-def _named(token: str, texts: dict[str, str]) -> str:
-    return f"{token}  {texts[token][:70]}" if token in texts else token
-
-
-def _folder(dataset: str, data_path: Path | None) -> Path:
-    from recplug.adapters.data import locate
-    from recplug.plugins.errors import RecplugError
-
-    folder = locate(dataset, data_path)
-    if folder is not None:
-        return folder
-    recbole = importlib.util.find_spec("recbole")
-    if recbole is None or recbole.origin is None:
-        raise RecplugError(f"{dataset} comes with RecBole, which is not installed; see: recplug doctor")
-    return Path(recbole.origin).parent / "dataset_example" / dataset
-
-
-def _item_tokens(dataset: str, data_path: Path | None) -> list[str]:
-    """Padding, and every item of the data set's interactions, before RecBole's filters."""
-    from recplug.adapters.data.checking import settings_of
-
-    folder = _folder(dataset, data_path)
-    item = settings_of(folder, dataset).get("ITEM_ID_FIELD") or "item_id"
-    name = glob.escape(dataset)
-    files = sorted({*folder.glob(f"{name}.inter"), *folder.glob(f"{name}.*.inter")})
-    return ["[PAD]", *dict.fromkeys(token for file in files for (token,) in _columns(file, item) if token)]
-
-
-def _texts(dataset: str, data_path: Path | None) -> dict[str, str]:
-    """The first text column of ``DATASET.item`` by item token, where there is one."""
-    file = _folder(dataset, data_path) / f"{dataset}.item"
-    if not file.is_file():
-        return {}
-    with open(file, encoding="utf-8") as lines:
-        fields = [cell.partition(":") for cell in lines.readline().rstrip("\n").split("\t")]
-    text = next((name for name, _, kind in fields if kind == "token_seq"), None)
-    return {row[0]: row[1] for row in _columns(file, fields[0][0], text)} if text else {}
-
-
-def _columns(file: Path, *wanted: str) -> list[tuple[str, ...]]:
-    """Some fields of an atomic file; empty where a row is too short."""
-    from recplug.plugins.errors import RecplugError, did_you_mean
-
-    try:
-        with open(file, encoding="utf-8", newline="") as lines:
-            rows = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
-            fields = [cell.partition(":")[0] for cell in next(rows, [])]
-            for field in wanted:
-                if field not in fields:
-                    hint = did_you_mean(field, fields) or f"; it has: {', '.join(fields)}"
-                    raise RecplugError(f"{file} has no field '{field}'{hint}")
-            places = [fields.index(field) for field in wanted]
-            return [tuple(row[place] if place < len(row) else "" for place in places) for row in rows]
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecplugError(f"cannot read {file}: {error}; it must be tab-separated UTF-8") from None

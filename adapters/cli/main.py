@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import typer
 
-from recplug.adapters.cli import data, doctor, features, plugins
+from recplug.adapters.cli import data, doctor, factors, features, plugins
 from recplug.adapters.cli.common import UsageError, command
 
 app = typer.Typer(
-    help="Plugins, data and feature tables for run_recbole. Every command takes --debug: errors with their traceback.",
+    help="Plugins, data, features and factors for run_recbole. Every command takes --debug: errors with traceback.",
     add_completion=False,
     rich_markup_mode=None,
 )
@@ -19,6 +19,7 @@ app.add_typer(plugins.app, name="plugins")
 app.command("doctor")(doctor.doctor)
 app.add_typer(data.app, name="data")
 app.add_typer(features.app, name="features")
+app.add_typer(factors.app, name="factors")
 
 
 @command

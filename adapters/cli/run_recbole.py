@@ -23,6 +23,8 @@ Train a RecBole model, with plugins grafted on, in RecBole's own trainer.
   --PLUGIN.KEY VALUE      a plugin's setting; see: recplug plugins show NAME
   --features.NAME FILE    a feature table that is not called DATASET.NAME.safetensors
   --shuffle_features true control: content vectors dealt out to other items
+  --factors FILE          a factor schema that is not called DATASET.factors.json
+  --factor_control KIND   controls: shuffled (other items' profiles), random (groups of equal sizes)
   --trim_padding false    encode padding too (with a plugin it is left out where that is exact)
   --mask_history true     rank without the items that a user has had
   --ANY_RECBOLE_KEY VALUE any key of RecBole's own, such as --epochs 20

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recplug.adapters.data.checking import check_directory, dataset_in, settings_of
-from recplug.adapters.data.convert import RECIPES, Recipe, convert
+from recplug.adapters.data.convert import convert
+from recplug.adapters.data.recipes import RECIPES, Recipe
 from recplug.adapters.files import replacing
 from recplug.plugins.errors import RecplugError, did_you_mean
 

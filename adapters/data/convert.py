@@ -1,7 +1,8 @@
-"""Data sets that are made from the user's copy of their source: Amazon Baby and Beauty of 2014.
+"""Data sets that are made from the user's copy of their source: Amazon Baby and Beauty of 2014, MovieLens.
 
-The source is a folder ``CATEGORY/`` with ``CATEGORY.inter.gz``, ``items.tsv.gz`` and ``users.tsv.gz`` (tab-separated,
-RecBole's headers, numbers for ids, item id = row), a matrix of vectors by modality, and perhaps kNN graphs.
+The source is a folder ``CATEGORY/`` with ``CATEGORY.inter.gz``, ``items.tsv.gz`` and, where users are numbers,
+``users.tsv.gz`` (tab-separated, RecBole's headers; item id = row where items are numbers), a matrix of vectors by
+modality with a row for each item of ``items.tsv.gz``, and perhaps kNN graphs.
 """
 
 from __future__ import annotations
@@ -10,119 +11,20 @@ import gzip
 import os
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from recplug.adapters.data.checking import PARTS
-from recplug.adapters.features.importers import Provenance, from_npy
+from recplug.adapters.data.recipes import RATINGS, SPLIT, Recipe, Rows
+from recplug.adapters.factors.table import SUFFIX as FACTORS
+from recplug.adapters.features.importers import from_npy
 from recplug.adapters.features.neighbours import SUFFIX as GRAPH
 from recplug.adapters.features.neighbours import from_knn
 from recplug.adapters.features.table import SUFFIX as TABLE
 from recplug.plugins.errors import RecplugError
 
 HERE = Path(__file__).parent
-LICENCE = "none stated; research use only, not commercial, cite the papers (TERMS.md)"
-MMREC = "github.com/Blackycat111/SAIA at 5a58082, data/baby; protocol of MMRec (X. Zhou, 2023)"
-
-
-@dataclass(frozen=True)
-class Content:
-    """A file about the items.
-
-    Attributes:
-        modality: ``"image"`` or ``"text"``.
-        file: its name in the source folder.
-        encoder, source: for the header of what is made of it.
-    """
-
-    modality: str
-    file: str
-    encoder: str
-    source: str
-
-    @property
-    def provenance(self) -> Provenance:
-        """The header; undated, so that the same source gives the same bytes."""
-        return Provenance(encoder=self.encoder, licence=LICENCE, source=self.source, created="unknown")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How one data set is made, and what must come out.
-
-    Attributes:
-        name: what ``--dataset`` takes.
-        category: the source folder's name, and that of its interactions.
-        summary: one line.
-        users, items, interactions: counts, without padding.
-        order: whether the third column is the place in the user's history; else it is the part of a ready-made split.
-        features, graphs: the files about the items.
-    """
-
-    name: str
-    category: str
-    summary: str
-    users: int
-    items: int
-    interactions: int
-    order: bool
-    features: tuple[Content, ...]
-    graphs: tuple[Content, ...] = ()
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """The names of all source files."""
-        about = (content.file for content in self.features + self.graphs)
-        return (f"{self.category}.inter.gz", "items.tsv.gz", "users.tsv.gz", *about)
-
-    @property
-    def advice(self) -> str:
-        """The command that makes it."""
-        return f"recplug data get {self.name} --from DIR"
-
-
-_IMAGE, _TEXT = "4096-d CNN", "384-d sentence transformer"
-RECIPES = {
-    recipe.name: recipe
-    for recipe in (
-        Recipe(
-            "amazon-baby",
-            "baby",
-            "Amazon Baby 2014, 5-core, the split of MMRec; image and text for every item",
-            19_445,
-            7_050,
-            160_792,
-            order=False,
-            features=tuple(
-                Content(modality, f"{modality}_feat_rec128.npy", f"128-d fitted to the kNN graph of {official}", MMREC)
-                for modality, official in (("image", _IMAGE), ("text", _TEXT))
-            ),
-            graphs=tuple(
-                Content(modality, f"{modality}_knn.npz", official, MMREC)
-                for modality, official in (("image", _IMAGE), ("text", _TEXT))
-            ),
-        ),
-        Recipe(
-            "amazon-beauty",
-            "beauty",
-            "Amazon Beauty 2014, 5-core, in order; text for every item",
-            22_363,
-            12_101,
-            198_502,
-            order=True,
-            features=(
-                Content(
-                    "text",
-                    "text_feat_lsa128.npy",
-                    "TF-IDF of title words and pairs, SVD to 128",
-                    "titles: github.com/Quhaoh233/DeftRec at f29f02a, data/beauty",
-                ),
-            ),
-        ),
-    )
-}
 
 
 def convert(recipe: Recipe, source: str | os.PathLike[str], directory: str | os.PathLike[str]) -> Path:
@@ -132,7 +34,7 @@ def convert(recipe: Recipe, source: str | os.PathLike[str], directory: str | os.
     where anything fails.
 
     Args:
-        recipe: one of :data:`RECIPES`.
+        recipe: one of :data:`recplug.adapters.data.recipes.RECIPES`.
         source: the category's folder, or the one above it.
         directory: where the new folder goes.
 
@@ -160,36 +62,16 @@ def convert(recipe: Recipe, source: str | os.PathLike[str], directory: str | os.
 
 
 def _fill(recipe: Recipe, folder: Path, target: Path) -> None:
-    items, users = folder / "items.tsv.gz", folder / "users.tsv.gz"
-    tokens = _numbered(items, "item_id:token")
-    people = _numbered(users, "user_id:token")
-    for file, kind in ((items, "item"), (users, "user")):
-        with gzip.open(file) as packed:
-            (target / f"{recipe.name}.{kind}").write_bytes(packed.read())
-
-    file = folder / recipe.files[0]
-    ids, last = ["user_id:token", "item_id:token"], "order:float" if recipe.order else "split:token"
-    header, rows = _read(file)
-    if header != [*ids, last]:
-        raise RecplugError(f"{file} has the header {' '.join(header)}, not {' '.join([*ids, last])}; give the original")
-    wrong = next((row[2] for row in rows if not (row[2].isdecimal() if recipe.order else row[2] in "012")), None)
-    if wrong is not None:
-        raise RecplugError(f"{file}: {wrong!r} is no {last.partition(':')[0]}; copy the file again")
-    bought = {row[1] for row in rows}
-    found = (len({row[0] for row in rows}), len(bought), len(rows))
-    expected = (recipe.users, recipe.items, recipe.interactions)
-    if found != expected or (len(people), len(tokens)) != expected[:2] or not bought <= set(tokens):
-        raise RecplugError(
-            f"{folder} holds {found[0]:,} users, {found[1]:,} items and {found[2]:,} interactions of {len(people):,}"
-            f" users and {len(tokens):,} items, {recipe.name} has {expected[0]:,}, {expected[1]:,} and"
-            f" {expected[2]:,}; give the original files"
-        )
-    if recipe.order:
-        _write(target / f"{recipe.name}.inter", [header, *rows])
-    else:
+    about = _items(recipe, folder / "items.tsv.gz")
+    tokens = [row["item_id"] for row in about]
+    header, rows = _interactions(recipe, folder, tokens)
+    if recipe.told == SPLIT:
         for number, part in enumerate(PARTS):
             own = [row[:2] for row in rows if row[2] == str(number)]
-            _write(target / f"{recipe.name}.{part}.inter", [ids, *own])
+            _write(target / f"{recipe.name}.{part}.inter", [header[:2], *own])
+    else:
+        _write(target / f"{recipe.name}.inter", [header, *rows])
+    _about(recipe, folder, about, target)
 
     for content in recipe.features:
         table = from_npy(folder / content.file, tokens, content.modality, provenance=content.provenance)
@@ -197,8 +79,69 @@ def _fill(recipe: Recipe, folder: Path, target: Path) -> None:
     for content in recipe.graphs:
         graph = from_knn(folder / content.file, content.modality, tokens=tokens, provenance=content.provenance)
         graph.save(target / f"{recipe.name}.{content.modality}{GRAPH}")
+    if recipe.factors:
+        recipe.factors(about).save(target / f"{recipe.name}{FACTORS}")
+    for paper in recipe.papers:
+        shutil.copyfile(folder / paper, target / paper)
     shutil.copyfile(HERE / recipe.name / f"{recipe.name}.yaml", target / f"{recipe.name}.yaml")
     shutil.copyfile(HERE / "TERMS.md", target / "TERMS.md")
+
+
+def _items(recipe: Recipe, file: Path) -> Rows:
+    """The source's items by field."""
+    header, rows = _read(file)
+    tokens = _numbered(file, "item_id:token") if recipe.numbered else [row[0] for row in rows]
+    names = [cell.partition(":")[0] for cell in header]
+    if names[0] != "item_id" or len(set(tokens)) < len(tokens):
+        raise RecplugError(f"{file} does not name each item once, in the column item_id; give the original")
+    missing = [field for field in recipe.fields if field not in names]
+    if missing:
+        raise RecplugError(f"{file} lacks the columns {', '.join(missing)}; give the original")
+    return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def _interactions(recipe: Recipe, folder: Path, tokens: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows, checked against the recipe's counts."""
+    file, expected_header = folder / recipe.files[0], ["user_id:token", "item_id:token", *recipe.told]
+    header, rows = _read(file)
+    if header != expected_header:
+        raise RecplugError(
+            f"{file} has the header {' '.join(header)}, not {' '.join(expected_header)}; give the original"
+        )
+    for place, field in enumerate(recipe.told, 2):
+        wrong = next((row[place] for row in rows if not _told(field, row[place])), None)
+        if wrong is not None:
+            raise RecplugError(f"{file}: {wrong!r} is no {field.partition(':')[0]}; copy the file again")
+    bought, people = {row[1] for row in rows}, {row[0] for row in rows}
+    known = len(_numbered(folder / "users.tsv.gz", "user_id:token")) if recipe.numbered else len(people)
+    found = (len(people), len(bought), len(rows))
+    expected = (recipe.users, recipe.items, recipe.interactions)
+    if found != expected or (known, len(tokens)) != expected[:2] or not bought <= set(tokens):
+        raise RecplugError(
+            f"{folder} holds {found[0]:,} users, {found[1]:,} items and {found[2]:,} interactions of {known:,}"
+            f" users and {len(tokens):,} items, {recipe.name} has {expected[0]:,}, {expected[1]:,} and"
+            f" {expected[2]:,}; give the original files"
+        )
+    return header, rows
+
+
+def _told(field: str, cell: str) -> bool:
+    """Whether an interaction's further cell is what its field promises."""
+    if field in SPLIT:
+        return cell in {"0", "1", "2"}
+    return cell.isdecimal() or (field == RATINGS[0] and cell.replace(".", "", 1).isdecimal())
+
+
+def _about(recipe: Recipe, folder: Path, about: Rows, target: Path) -> None:
+    """``NAME.item``, and ``NAME.user`` where users have a table."""
+    if recipe.catalogue:
+        rows = recipe.catalogue(about)
+        _write(target / f"{recipe.name}.item", [list(rows[0]), *(list(row.values()) for row in rows)])
+    kinds = {"items": "item"} if not recipe.catalogue else {}
+    kinds |= {"users": "user"} if recipe.numbered else {}
+    for table, kind in kinds.items():
+        with gzip.open(folder / f"{table}.tsv.gz") as packed:
+            (target / f"{recipe.name}.{kind}").write_bytes(packed.read())
 
 
 @contextmanager

@@ -14,13 +14,15 @@ from recbole.utils import InputType
 from torch import Tensor, nn
 
 from recplug.adapters.build import build_chain, resolve
+from recplug.adapters.factors import FACTOR_CONTROLS, load_factors
 from recplug.adapters.features import load_modalities, load_neighbours, shuffled
 from recplug.adapters.files import cache_folder
 from recplug.adapters.recbole.fast import fast_adjacency_building, use_fast_products
 from recplug.adapters.recbole.hosts import Host
 from recplug.plugins.chain import Chain
 from recplug.plugins.contract import Context, Modality, Seam
-from recplug.plugins.errors import RecplugError
+from recplug.plugins.errors import RecplugError, did_you_mean
+from recplug.plugins.factors import FactorProfiles
 from recplug.plugins.nn.knn import Neighbours
 from recplug.plugins.settings import PluginSettings
 from recplug.plugins.step import Batch
@@ -31,6 +33,8 @@ log = logging.getLogger("recplug")
 KEYS: dict[str, Any] = {
     "features": None,  # {modality: path}; default: every DATASET.MODALITY.safetensors beside the .inter file
     "shuffle_features": False,  # the control: content vectors dealt out to other items
+    "factors": None,  # path of a factor schema; default: DATASET.factors.json beside the .inter file
+    "factor_control": None,  # a control: "shuffled" profiles (of other items), or "random" groups of equal sizes
     "trim_padding": None,  # default: on with a plugin, where it is exact
     "fast_propagation": None,  # default: on with a plugin
     "mask_history": False,  # rank without the items that a user has had
@@ -124,6 +128,7 @@ class Grafted(metaclass=GraftedClass):
     ) -> Context:
         modalities: dict[str, Modality] = {}
         neighbours: dict[str, Neighbours] = {}
+        factors: FactorProfiles | None = None
         if self.recplug_names:
             tokens = dataset.field2id_token[dataset.iid_field]
             folder, name = Path(config["data_path"]), config["dataset"]
@@ -135,6 +140,11 @@ class Grafted(metaclass=GraftedClass):
                 found, lines = load_neighbours(folder, name, tokens)
                 neighbours = {modality: each.to(config["device"]) for modality, each in found.items()}
                 report += lines
+            factors, lines = load_factors(folder, name, config["factors"], tokens)
+            report += lines
+            if factors is not None:
+                factors, lines = _controlled(factors, config["factor_control"], config["seed"])
+                factors, report = factors.to(config["device"]), report + lines
             for line in report:
                 log.info(line)
         edges = torch.stack(interactions(dataset))
@@ -150,6 +160,7 @@ class Grafted(metaclass=GraftedClass):
             edges=edges,
             modalities=modalities,
             neighbours=neighbours,
+            factors=factors,
             mask_id=n_items if items is not None and items.num_embeddings > n_items else None,
             loss_reduction="sum" if self.recplug_host.loss_sum else "mean",
             steps_per_epoch=_steps_per_epoch(config, len(dataset)),
@@ -198,6 +209,16 @@ class Grafted(metaclass=GraftedClass):
             "lengths": "ITEM_SEQ_LEN",
         }
         return Batch(**{ids: _field(interaction, getattr(self, name, "")) for ids, name in names.items()})
+
+
+def _controlled(profiles: FactorProfiles, kind: str | None, seed: int) -> tuple[FactorProfiles, list[str]]:
+    """The profiles of a control, and a line that says so; the profiles themselves where there is none."""
+    if kind is None:
+        return profiles, []
+    if kind not in FACTOR_CONTROLS:
+        hint = did_you_mean(kind, FACTOR_CONTROLS) or f"; there are: {', '.join(FACTOR_CONTROLS)}"
+        raise RecplugError(f"no factor_control {kind!r}{hint}")
+    return FACTOR_CONTROLS[kind](profiles, seed), [f"control: factor profiles are {kind} (factor_control)"]
 
 
 def _steps_per_epoch(config: Any, samples: int) -> int:

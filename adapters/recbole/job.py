@@ -16,6 +16,7 @@ from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.utils import get_trainer, init_seed
 
 from recplug.adapters.build import resolve
+from recplug.adapters.factors import FactorTable, find_factors
 from recplug.adapters.features import FeatureTable, find_tables
 from recplug.adapters.recbole.augment import augment
 from recplug.adapters.recbole.compat import recbole_compat
@@ -200,10 +201,12 @@ class Job:
             "trim_padding": model.recplug_trim,
             "fast_propagation": model.recplug_fast,
             "shuffle_features": bool(config["shuffle_features"]),
+            "factor_control": config["factor_control"],
             "settings": {name: s.model_dump() for name, s in model.recplug_resolved.items()},
             "parameters": _parameters(model),
             "data_fingerprint": fingerprint(train_data, valid_data, test_data),
             "features": self._features(config),
+            "factors": self._factors(config),
         }
         trainer = self._trainer(config, model)
         if model.recplug_fast:
@@ -267,9 +270,8 @@ class Job:
         if self.names:
             tensors = adapter_tensors(model.recplug)
             manager().hook.recplug_export(model=model, tensors=tensors)
-            about = {
-                key: self.result[key] for key in ("model", "dataset", "plugins", "settings", "features", "versions")
-            }
+            keys = ("model", "dataset", "plugins", "settings", "features", "factors", "versions")
+            about = {key: self.result[key] for key in keys}
             self.directory.write_adapter(tensors, about)
             model.recplug_encode()
             self.result["diagnostics"] = self.directory.write_diagnostics(model.recplug)
@@ -280,6 +282,10 @@ class Job:
             return {}
         tables = find_tables(config["data_path"], self.dataset, config["features"] or {})
         return {name: {"file": path.name, "sha256": FeatureTable.load(path).sha256} for name, path in tables.items()}
+
+    def _factors(self, config: Any) -> dict[str, Any]:
+        path = find_factors(config["data_path"], self.dataset, config["factors"]) if self.names else None
+        return {} if path is None else {"file": path.name, "sha256": FactorTable.load(path).sha256}
 
 
 def _merged(files: Mapping[Path, Mapping[str, Any]], key: str) -> dict[str, Any]:

@@ -13,11 +13,13 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from recplug.adapters.build import build_chain, resolve
+from recplug.adapters.factors import FactorTable
 from recplug.adapters.features import FeatureTable
 from recplug.adapters.files import replacing
 from recplug.plugins.chain import Chain
 from recplug.plugins.contract import Context, Family, Modality
 from recplug.plugins.errors import RecplugError, did_you_mean
+from recplug.plugins.factors import FactorProfiles
 from recplug.plugins.registry import parse_names
 from recplug.plugins.settings import PluginSettings
 from recplug.plugins.step import Batch, Step
@@ -34,6 +36,7 @@ def attach(
     item_table: str = "items",
     plugins: str | Sequence[str],
     features: Mapping[str, Features] | None = None,
+    factors: FactorProfiles | FactorTable | str | os.PathLike[str] | None = None,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     item_tokens: Sequence[str] | None = None,
     edges: Tensor | None = None,
@@ -57,6 +60,8 @@ def attach(
         plugins: names, in the order in which they act.
         features: content by modality: a table or its file, or ``(tokens [n], vectors [n, d_m])``, all of which are
             aligned by ``item_tokens``; or a :class:`Modality`, whose rows are the item table's rows already.
+        factors: factor profiles, as a table or its ``.factors.json``, aligned by ``item_tokens``; or as
+            :class:`FactorProfiles`, whose items are the item table's rows already.
         settings: settings by plugin name.
         item_tokens: the token of every item row; row 0 is ``"[PAD]"``.
         edges: ``[2, n]`` training interactions (user id, item id), for plugins and diagnostics that read them.
@@ -97,6 +102,7 @@ def attach(
         modalities={
             name: _aligned(name, given, item_tokens, n_rows, device) for name, given in (features or {}).items()
         },
+        factors=None if factors is None else _profiles(factors, item_tokens, n_rows).to(device),
         padding_id=padding_id,
         mask_id=mask_id,
         steps_per_epoch=steps_per_epoch,
@@ -231,9 +237,25 @@ def _aligned(
         given = FeatureTable(vectors.detach().cpu(), tuple(tokens), name)
     elif not isinstance(given, FeatureTable):
         given = FeatureTable.load(given)
+    modality = given.align(_tokens(item_tokens, n_rows, f"features '{name}'"), name=name)
+    return Modality(name, modality.values.to(device), modality.present.to(device))
+
+
+def _profiles(
+    given: FactorProfiles | FactorTable | str | os.PathLike[str], item_tokens: Sequence[str] | None, n_rows: int
+) -> FactorProfiles:
+    """Profiles of the item table's rows."""
+    if not isinstance(given, FactorProfiles):
+        table = given if isinstance(given, FactorTable) else FactorTable.load(given)
+        given = table.align(_tokens(item_tokens, n_rows, "factors"))
+    if given.n_items > n_rows:
+        raise RecplugError(f"factors are of {given.n_items} items, the item table has {n_rows} rows")
+    return given
+
+
+def _tokens(item_tokens: Sequence[str] | None, n_rows: int, what: str) -> Sequence[str]:
     if item_tokens is None:
-        raise RecplugError(f"features '{name}' are aligned by token; pass item_tokens, the token of every item row")
+        raise RecplugError(f"{what} are aligned by token; pass item_tokens, the token of every item row")
     if len(item_tokens) > n_rows:
         raise RecplugError(f"{len(item_tokens)} item_tokens, but the item table has {n_rows} rows")
-    modality = given.align(item_tokens, name=name)
-    return Modality(name, modality.values.to(device), modality.present.to(device))
+    return item_tokens

@@ -9,9 +9,10 @@ import torch
 from recplug.plugins.contract import Context, Modality, Plugin, Requirements
 from recplug.plugins.errors import RecplugError, did_you_mean
 from recplug.plugins.hookspecs import hookimpl
+from recplug.plugins.nn.content import content_graph, principal
 from recplug.plugins.nn.knn import cooccurrence
 from recplug.plugins.nn.propagation import Adjacency
-from recplug.plugins.ssr.content import ContentBands, content_graph, principal
+from recplug.plugins.ssr.content import ContentBands
 from recplug.plugins.ssr.decomposition import Decomposition
 from recplug.plugins.ssr.module import Ssr, SsrNodes, SsrTables
 from recplug.plugins.ssr.settings import SsrSettings

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from recplug.plugins.contract import Context, Modality, Plugin, Side
 from recplug.plugins.errors import RecplugError
+from recplug.plugins.factors import Factor, FactorProfiles
 from recplug.plugins.nn.propagation import lightgcn
 from recplug.plugins.settings import PluginSettings, parse_settings
 from recplug.plugins.step import Batch
@@ -53,6 +54,21 @@ class Case:
             found[name] = Modality(name, values, present)
         return found
 
+    def factors(self) -> FactorProfiles:
+        """Three factors, one with several values an item and one with an 'other'; item 7 has no profile at all."""
+        generator = torch.Generator("cpu").manual_seed(8)
+        factors = (
+            Factor("material", ("steel", "wood", "paper", "other"), other=3),
+            Factor("use", ("home", "work", "travel"), source="image"),
+            Factor("style", ("old", "new"), source="catalogue"),
+        )
+        chosen = torch.rand(N_ITEMS, 9, generator=generator, device="cpu") < 0.3
+        single = torch.randint(-1, 4, (N_ITEMS, 1), generator=generator, device="cpu")  # -1: unknown
+        chosen[:, :4] = single == torch.arange(4, device="cpu")
+        chosen[[0, COLD_ITEM]] = False
+        items, values = chosen.nonzero(as_tuple=True)
+        return FactorProfiles(factors, items, values, N_ITEMS)
+
     def edges(self) -> Tensor:
         """``[2, n]`` training interactions (user, item), some twice; one user and one item have none."""
         generator = torch.Generator("cpu").manual_seed(3)
@@ -82,6 +98,7 @@ class Case:
         backbone: Toy | None = None,
         modalities: Mapping[str, Modality] | None = None,
         edges: Tensor | None = None,
+        factors: FactorProfiles | None = None,
     ) -> ToyHost:
         """The augmented toy, as an adapter builds it: in a forked random state, seeded with the run's seed."""
         edges = self.edges() if edges is None else edges
@@ -101,6 +118,7 @@ class Case:
             width=width,
             edges=edges,
             modalities=self.modalities() if modalities is None else modalities,
+            factors=factors or self.factors(),
             mask_id=backbone.mask_id,
             steps_per_epoch=3,
             device=torch.device("cpu"),
@@ -134,8 +152,8 @@ def cases(plugin: Plugin, settings: Mapping[str, Any] | None = None, hosts: Iter
     """
     parsed = parse_settings(plugin.name, plugin.settings, settings or {})
     needs = plugin.requirements(parsed)
-    if needs.factors or needs.second_domain == "required":
-        raise RecplugError(f"the toy data have neither factors nor a second domain, which {plugin.name} requires")
+    if needs.second_domain == "required":
+        raise RecplugError(f"the toy data have no second domain, which {plugin.name} requires")
     toys = [(Case(plugin, parsed, host), Case(plugin, parsed, host).backbone()) for host in hosts]
     toys = [(case, toy) for case, toy in toys if toy.family in needs.families]
     if not toys:

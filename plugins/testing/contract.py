@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from recplug.plugins.contract import Modality, Plugin, Side
+from recplug.plugins.factors import FactorProfiles
 from recplug.plugins.step import Batch
 from recplug.plugins.testing.case import (
     N_ITEMS,
@@ -100,7 +101,7 @@ def check_padding(case: Case) -> None:
         require(torch.equal(table.raw, before[side]), f"the host's own table of {side} was written to")
 
 
-@rule("items and users that are numbered otherwise, with their content and interactions, get the same scores")
+@rule("items and users that are numbered otherwise, with their content, factors and interactions, get the same scores")
 def check_permutation(case: Case) -> None:
     """Ids carry no information."""
     host, batch = trained(case.build(), case.batch()), case.batch()
@@ -119,8 +120,12 @@ def check_permutation(case: Case) -> None:
     modalities = {
         name: Modality(name, renumber(m.values), renumber(m.present)) for name, m in case.modalities().items()
     }
-    edges = case.edges()
-    other = case.build(modalities=modalities, edges=torch.stack([users[edges[0]], items[edges[1]]]))
+    edges, factors = case.edges(), case.factors()
+    other = case.build(
+        modalities=modalities,
+        edges=torch.stack([users[edges[0]], items[edges[1]]]),
+        factors=renumbered_profiles(factors, items),
+    )
     state = {key: renumber(v) if isinstance(v, Tensor) else v for key, v in host.state_dict().items()}
     other.load_state_dict(state)
     assert batch.sequence is not None
@@ -129,6 +134,13 @@ def check_permutation(case: Case) -> None:
     scores, renumbered = host.scores(batch), other.scores(moved)
     difference = (renumbered[:, items] - scores).abs().max()
     require(difference < 1e-4 * scores.abs().max(), f"scores differ by up to {difference:.2g}")
+
+
+def renumbered_profiles(profiles: FactorProfiles, items: Tensor) -> FactorProfiles:
+    """The same profiles, of items whose new numbers are ``items [n_items]``."""
+    moved = items[profiles.items]
+    order = torch.argsort(moved, stable=True)
+    return replace(profiles, items=moved[order], values=profiles.values[order])
 
 
 @rule("an item without a vector never yields NaN, and what is stored in its place changes nothing")

@@ -52,11 +52,12 @@ def test_list_says_how_to_make_what_is_not_bundled(recplug_cli):
         ("amazon-baby-small", "1,489 users, 890 items, 16,880 interactions"),
         ("amazon-baby", "19,445 users, 7,050 items, 160,792 interactions"),
         ("amazon-beauty", "22,363 users, 12,101 items, 198,502 interactions"),
+        ("movielens-small", "1,954 users, 2,686 items, 193,558 interactions"),
     ):
         _, _, after = out.partition(f"\n{name}: ")
         assert after.splitlines()[1].strip() == counts
     assert "recplug data get amazon-baby --from DIR" in out
-    assert out.count("research only, not commercial, cite the papers") == 5
+    assert out.count("research only, not commercial, cite the papers") == 6
 
 
 @pytest.mark.parametrize("place", [["--to", "sets"], ["sets"], []])

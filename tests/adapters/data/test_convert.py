@@ -10,7 +10,9 @@ import torch
 import yaml
 
 from recplug.adapters import data
-from recplug.adapters.data.convert import PARTS, RECIPES, convert
+from recplug.adapters.data.convert import PARTS, convert
+from recplug.adapters.data.recipes import RECIPES
+from recplug.adapters.factors import FactorTable
 from recplug.adapters.features import FeatureTable
 from recplug.adapters.features.neighbours import NeighbourTable
 from recplug.plugins.errors import RecplugError
@@ -223,8 +225,8 @@ def test_beauty_comes_in_order(tmp_path):
     recipe = dataclasses.replace(RECIPES["amazon-beauty"], users=2, items=3, interactions=5)
     rows = [(0, 2, 0), (0, 0, 1), (0, 1, 2), (1, 1, 0), (1, 2, 1)]
     pack(folder / "beauty.inter.gz", ("user_id:token", "item_id:token", "order:float"), *rows)
-    header = ("item_id:token", "asin:token", "title:token_seq")
-    pack(folder / "items.tsv.gz", header, (0, "A", "a soap"), (1, "B", ""), (2, "C", "soap"))
+    header = ("item_id:token", "asin:token", "title:token_seq", "attributes:token_seq")
+    pack(folder / "items.tsv.gz", header, (0, "A", "a soap", "17 4"), (1, "B", "", ""), (2, "C", "soap", "4 4"))
     pack(folder / "users.tsv.gz", ("user_id:token", "reviewer_id:token"), (0, "R"), (1, "S"))
     vectors = np.eye(3, 4, dtype=np.float16)
     vectors[1] = 0  # no title, no vector
@@ -232,6 +234,9 @@ def test_beauty_comes_in_order(tmp_path):
     made = convert(recipe, folder, tmp_path / "sets")
     assert lines(made / "amazon-beauty.inter")[1:] == [list(map(str, row)) for row in rows]
     assert FeatureTable.load(made / "amazon-beauty.text.safetensors").tokens == ("0", "2")
+    factors = FactorTable.load(made / "amazon-beauty.factors.json")
+    assert factors.values == {"broad attributes": (("4", "17"), (), ("4",))}  # with three items no id is rare
+    assert "names unknown" in factors.schema.factors[0].description
     settings = yaml.safe_load((made / "amazon-beauty.yaml").read_text())
     assert settings["TIME_FIELD"] == "order"
     assert settings["eval_args"]["split"] == {"LS": "valid_and_test"}
@@ -240,3 +245,89 @@ def test_beauty_comes_in_order(tmp_path):
     assert any("2 of 3 items have a vector" in line for line in report)
     pack(folder / "beauty.inter.gz", ("user_id:token", "item_id:token", "order:float"), *rows[:-1], (1, 2, "late"))
     told(lambda: convert(recipe, folder, tmp_path / "more"), "'late' is no order")
+    pack(folder / "items.tsv.gz", header[:3], (0, "A", "a soap"), (1, "B", ""), (2, "C", "soap"))
+    told(lambda: convert(recipe, folder, tmp_path / "more"), "lacks the columns attributes")
+
+
+FILMS = [
+    (7, "Heat", 1995, "Action|Crime", "heist", "A cop hunts a thief.", "Heat is a 1995 American film, a remake of"),
+    (11, '"""High"" Noon"', 1952, "Western", "", '"The sheriff said ""no"" to love."', "It is based on a short story."),
+    (5, "Nothing", "", "", "", "", ""),
+]
+RATED = [("a", 11, "4.5", 900), ("a", 7, "3", 1000), ("b", 5, "0.5", 800), ("b", 7, "5.0", 801)]
+
+
+@pytest.fixture
+def films(tmp_path):
+    """``movielens/`` in its source's format, three films only, and the recipe with their counts."""
+    folder = tmp_path / "movielens"
+    fields = ("user_id:token", "item_id:token", "rating:float", "timestamp:float")
+    pack(folder / "movielens.inter.gz", fields, *RATED)
+    texts = [f"{name}:token_seq" for name in ("genres", "tags", "plot", "abstract")]
+    pack(folder / "items.tsv.gz", ("item_id:token", "title:token_seq", "year:token", *texts), *FILMS)
+    np.save(folder / "image_feat.npy", np.eye(3, 4, dtype=np.float16))
+    np.save(folder / "text_feat_lsa256.npy", np.ones((3, 2), dtype=np.float16))
+    (folder / "LICENSE-MovieLens.txt").write_text("terms")
+    return folder, dataclasses.replace(RECIPES["movielens-small"], users=2, items=3, interactions=4)
+
+
+def test_movielens_keeps_its_ids_and_ratings_and_brings_profiles(films, tmp_path):
+    folder, recipe = films
+    made = convert(recipe, folder, tmp_path / "sets")
+    kinds = ["inter", "item", "yaml", "image.safetensors", "text.safetensors", "factors.json", "factors.parquet"]
+    assert sorted(os.listdir(made)) == sorted(
+        ["TERMS.md", "LICENSE-MovieLens.txt", *(f"movielens-small.{kind}" for kind in kinds)]
+    )
+    assert lines(made / "movielens-small.inter")[1:] == [list(map(str, row)) for row in RATED]
+    header, *catalogue = lines(made / "movielens-small.item")
+    assert header == ["item_id:token", "title:token_seq", "year:token", "genres:token_seq", "plot:token_seq"]
+    assert catalogue[1] == ["11", "'High' Noon", "1952", "Western", "The sheriff said 'no' to love."]
+    assert catalogue[0][3] == "Action Crime"
+    assert FeatureTable.load(made / "movielens-small.image.safetensors").tokens == ("7", "11", "5")
+    assert "GroupLens" in FeatureTable.load(made / "movielens-small.text.safetensors").metadata["licence"]
+    factors = FactorTable.load(made / "movielens-small.factors.json")
+    assert factors.tokens == ("7", "11", "5")
+    assert factors.values == {
+        "genre": (("Action", "Crime"), ("Western",), ()),
+        "decade": (("1990s",), ("1950s",), ()),
+        "theme": (("crime",), ("love", "wild and west"), ()),
+        "origin": (("remake",), ("novel",), ()),
+    }
+    assert data.check(made)[1] == "time: timestamp, from 800 to 1000"
+
+
+def test_recbole_takes_every_rating_as_an_interaction(films, tmp_path, monkeypatch):
+    from recplug.adapters.recbole.compat import recbole_compat
+
+    monkeypatch.setattr("sys.argv", ["pytest"])
+    folder, recipe = films
+    made = convert(recipe, folder, tmp_path / "sets")
+    settings = [str(made / "movielens-small.yaml")]
+    quiet = {"data_path": str(made.parent), "state": "ERROR", "use_gpu": False}
+    with recbole_compat():
+        from recbole.config import Config
+        from recbole.data import create_dataset
+
+        rated = create_dataset(Config("LightGCN", "movielens-small", settings, quiet))
+        liked = create_dataset(
+            Config("LightGCN", "movielens-small", settings, quiet | {"val_interval": {"rating": "[4,inf)"}})
+        )
+    assert rated.inter_num == 4
+    assert liked.inter_num == 2  # as the settings' comment says
+
+
+def test_a_film_that_is_named_twice_is_refused(films, tmp_path):
+    folder, recipe = films
+    packed = gzip.decompress((folder / "items.tsv.gz").read_bytes()).replace(b"\n5\t", b"\n7\t")
+    (folder / "items.tsv.gz").write_bytes(gzip.compress(packed))
+    told(lambda: convert(recipe, folder, tmp_path / "sets"), "does not name each item once")
+    (folder / "LICENSE-MovieLens.txt").unlink()
+    told(lambda: convert(recipe, folder, tmp_path / "sets"), "lacks LICENSE-MovieLens.txt")
+
+
+@pytest.mark.parametrize(("cell", "word"), [("4.5.", "rating"), ("-1", "rating"), ("", "rating")])
+def test_a_rating_that_is_none_is_refused(films, tmp_path, cell, word):
+    folder, recipe = films
+    packed = gzip.decompress((folder / "movielens.inter.gz").read_bytes()).replace(b"4.5", cell.encode())
+    (folder / "movielens.inter.gz").write_bytes(gzip.compress(packed))
+    told(lambda: convert(recipe, folder, tmp_path / "sets"), f"{cell!r} is no {word}")

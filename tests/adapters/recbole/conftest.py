@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from recplug.adapters.factors import ColumnSpec, from_columns, read_item_file
 from recplug.adapters.features import FeatureTable
 from recplug.adapters.recbole.augment import augment
 from recplug.adapters.recbole.compat import recbole_compat
@@ -218,7 +219,7 @@ def clusters_without_faiss():
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
-    """The folder that holds ``tiny/tiny.inter``, its item and knowledge files and two feature tables."""
+    """The folder that holds ``tiny/tiny.inter``, item and knowledge files, two feature tables and factor profiles."""
     root = tmp_path_factory.mktemp("data")
     folder = root / "tiny"
     folder.mkdir()
@@ -254,6 +255,12 @@ def tiny(tmp_path_factory):
     for modality, width, kept in (("image", 12, range(ITEMS)), ("text", 6, range(0, ITEMS - 6))):
         features = torch.randn(len(kept), width, generator=generator)
         FeatureTable(features, tuple(f"i{i}" for i in kept), modality, {}).save(folder / f"tiny.{modality}.safetensors")
+    rows, _ = read_item_file(folder / "tiny.item")
+    columns = {
+        "genre": ColumnSpec("genre", kind="token_seq", separator=" "),
+        "price": ColumnSpec("price", kind="float", bins=4),
+    }
+    from_columns(dict(list(rows.items())[:-3]), columns).save(folder / "tiny.factors.json")  # three without a profile
     return root
 
 

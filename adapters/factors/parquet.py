@@ -1,0 +1,126 @@
+"""``DATASET.factors.parquet``: the labels of a factor table as a file that other tools can read.
+
+Columns: ``item_id`` (text), one a factor (dictionary-encoded text, null where unknown; a list of text where the factor
+takes several values, empty where unknown), ``status``, and ``content_sha256`` where it is kept. The file's metadata
+carry what the maker of the labels gave, under ``recplug.KEY``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recplug.adapters.factors.schema import CONTENT, FORMAT, ITEM, RESERVED, STATUS
+from recplug.plugins.errors import RecplugError
+
+if TYPE_CHECKING:
+    from recplug.adapters.factors.table import FactorTable
+
+PREFIX = "recplug."
+_WRITTEN_BY_SAVE = ("format", "schema_sha256", "sha256")
+_REMEDY = "copy it again, or make it again with `recplug factors import`"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What the file says, in the words that were current when it was written."""
+
+    tokens: tuple[str, ...]
+    values: dict[str, tuple[tuple[str, ...], ...]]
+    status: tuple[str, ...]
+    metadata: dict[str, str]
+    content_sha256: tuple[str, ...]
+
+    @property
+    def sha256(self) -> str:
+        """The digest of everything but the metadata."""
+        whole = [self.tokens, list(self.values.items()), self.status, self.content_sha256]
+        return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
+
+
+def write(table: FactorTable, path: Path) -> None:
+    """Write the labels; equal tables give equal bytes."""
+    factors = table.schema.factors
+    text = pa.dictionary(pa.int32(), pa.string())
+    columns: dict[str, pa.Array] = {ITEM: pa.array(table.tokens, pa.string())}
+    for spec in factors:
+        column = table.values[spec.name]
+        if spec.multi:
+            columns[spec.name] = pa.array(column, pa.list_(pa.string()))
+        else:
+            columns[spec.name] = pa.array([names[0] if names else None for names in column], pa.string()).cast(text)
+    columns[STATUS] = pa.array(table.status, pa.string()).cast(text)
+    if table.content_sha256:
+        columns[CONTENT] = pa.array(table.content_sha256, pa.string())
+    stored = Stored(table.tokens, table.values, table.status, {}, table.content_sha256)
+    header = {"format": FORMAT, "schema_sha256": table.schema.sha256, "sha256": stored.sha256}
+    header |= {key: table.metadata[key] for key in sorted(table.metadata)}
+    metadata = {f"{PREFIX}{key}": value for key, value in header.items()}
+    pq.write_table(pa.table(columns, metadata=metadata), path, compression="zstd")
+
+
+def read(path: Path) -> Stored:
+    """Read the labels as they were written.
+
+    Raises:
+        RecplugError: for a missing, foreign, truncated or altered file.
+    """
+    if not path.is_file():
+        raise RecplugError(f"no labels at {path}, beside the schema; {_REMEDY}")
+    try:
+        # Not pq.read_table, which takes a path like year=2000/x.parquet for a column.
+        table = pq.ParquetFile(path).read()
+        header = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+        header = {key.removeprefix(PREFIX): value for key, value in header.items() if key.startswith(PREFIX)}
+        if header.get("format") != FORMAT:
+            raise RecplugError(
+                f"{path} does not hold factor labels (format {header.get('format')!r}, expected {FORMAT!r}); bring"
+                " other files in with `recplug factors import`"
+            )
+        names = [name for name in table.column_names if name not in RESERVED]
+        stored = Stored(
+            _texts(table, ITEM),
+            {name: _several(table, name) for name in names},
+            _texts(table, STATUS),
+            {key: value for key, value in header.items() if key not in _WRITTEN_BY_SAVE},
+            _texts(table, CONTENT) if CONTENT in table.column_names else (),
+        )
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise RecplugError(f"{path} is truncated or corrupt ({reason}); {_REMEDY}") from None
+    if header.get("sha256") != stored.sha256:
+        raise RecplugError(f"{path}: the labels do not match the sha256 in its metadata; {_REMEDY}")
+    return stored
+
+
+def metadata_problem(metadata: Mapping[str, str]) -> str | None:
+    """Why ``metadata`` cannot be written, in words; None where it can."""
+    for key, value in metadata.items():
+        if key in _WRITTEN_BY_SAVE:
+            return f"metadata key {key!r} is written by the table itself; leave it out"
+        if not isinstance(value, str):
+            return f"metadata[{key!r}] is not text; give a string"
+    return None
+
+
+def _texts(table: pa.Table, name: str) -> tuple[str, ...]:
+    column = table[name].to_pylist()
+    if not all(isinstance(text, str) for text in column):
+        raise ValueError(f"column {name!r} is not all text")
+    return tuple(column)
+
+
+def _several(table: pa.Table, name: str) -> tuple[tuple[str, ...], ...]:
+    column = table[name]
+    if pa.types.is_list(column.type):
+        return tuple(tuple(names or ()) for names in column.to_pylist())
+    coded = (column if pa.types.is_dictionary(column.type) else column.dictionary_encode()).combine_chunks()
+    words = [(word,) for word in coded.dictionary.to_pylist()]
+    return tuple(() if place is None else words[place] for place in coded.indices.to_pylist())

@@ -1,0 +1,95 @@
+"""Frozen content of items: their kNN graph over all modalities, and vectors of unit length."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from recplug.plugins.contract import Modality
+from recplug.plugins.nn.knn import Neighbours, item_graph, kneighbours
+from recplug.plugins.nn.propagation import Adjacency
+
+
+def modality_weights(names: Sequence[str], image: float) -> dict[str, float]:
+    """Shares in the content graph: ``image`` for the modality of that name, the rest in equal parts."""
+    others = [name for name in names if name != "image"]
+    if len(others) in (0, len(names)):
+        return dict.fromkeys(names, 1.0)
+    return {"image": image, **dict.fromkeys(others, (1.0 - image) / len(others))}
+
+
+def content_graph(
+    modalities: Sequence[Modality],
+    given: Mapping[str, Neighbours],
+    *,
+    n_rows: int,
+    k: int,
+    image_weight: float,
+    symmetric: bool = False,
+    cache: Path | None = None,
+) -> Adjacency:
+    """The frozen kNN graph of FREEDOM, ``[n_rows, n_rows]``.
+
+    Args:
+        modalities: content, each row a row of the item table.
+        given: neighbours that came with the data, which are not computed again; the item itself is added to them.
+        n_rows: rows of the item table.
+        k: neighbours an item, itself included.
+        image_weight: see :func:`modality_weights`.
+        symmetric: symmetrised and normalised on both sides, for a spectrum; else every row is a mean.
+        cache: a folder for what was computed.
+    """
+    found = {}
+    for modality in modalities:
+        if modality.name in given:
+            found[modality.name] = _with_itself(given[modality.name], modality.present, k)
+        else:
+            found[modality.name] = kneighbours(modality.values, modality.present, k, include_self=True, cache=cache)
+    weights = modality_weights(list(found), image_weight)
+    return item_graph(found, weights, n_rows=n_rows, normalise="symmetric" if symmetric else "row")
+
+
+def _with_itself(given: Neighbours, present: Tensor, k: int) -> Neighbours:
+    """The item itself and its ``k - 1`` nearest others."""
+    rows = torch.arange(len(given.index), device=given.index.device).unsqueeze(1)  # [n, 1]
+    others = given.valid & (given.index != rows)
+    last = (~others).long().argsort(dim=1, stable=True)[:, : k - 1]  # others first, in their order
+    own = present[: len(rows)].unsqueeze(1)
+    return Neighbours(
+        torch.cat([rows, given.index.gather(1, last)], dim=1),
+        torch.cat([own.to(given.weight.dtype), given.weight.gather(1, last)], dim=1),
+        torch.cat([own, others.gather(1, last)], dim=1),
+    )
+
+
+def directions(modality: Modality, width: int) -> Tensor | None:
+    """``[d_m, width]``: the principal directions of content at unit length, or None where it is no wider.
+
+    Not centred, so that an absent row, which is zero, stays zero.
+    """
+    if modality.width <= width:
+        return None
+    rows = _unit_rows(modality).double()
+    return torch.linalg.eigh(rows.T @ rows).eigenvectors[:, -width:].float()
+
+
+def principal(modality: Modality, n_rows: int, width: int, along: Tensor | None = None) -> Tensor:
+    """Content rows at unit length, ``[n_rows, c]``, c the smaller of ``width`` and their own width.
+
+    Wider vectors are projected on ``along``, or else on their :func:`directions`.
+    """
+    rows = _unit_rows(modality)
+    along = directions(modality, width) if along is None else along
+    if along is not None:
+        rows = (rows.double() @ along.double()).float()
+    return F.pad(rows, (0, 0, 0, n_rows - len(rows)))
+
+
+def _unit_rows(modality: Modality) -> Tensor:
+    """``[n_items, d_m]`` at unit length, zero where there is no vector."""
+    rows = F.normalize(modality.values.float(), dim=-1)
+    return rows.masked_fill(~modality.present.unsqueeze(1), 0.0)
