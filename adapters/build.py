@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from recplug.plugins.chain import Chain
-from recplug.plugins.contract import Augmentation, Context, Plugin
+from recplug.plugins.contract import Augmentation, Context, Plugin, Seam
 from recplug.plugins.errors import RecplugError
 from recplug.plugins.registry import get
 from recplug.plugins.settings import PluginSettings, parse_settings
@@ -27,7 +27,15 @@ def resolve(names: Sequence[str], values: Mapping[str, Mapping[str, Any]]) -> di
     return {name: parse_settings(name, get(name).settings, values.get(name) or {}) for name in names}
 
 
-def check(plugin: Plugin, settings: PluginSettings, context: Context, *, seams: frozenset[str], encoder: bool) -> None:
+def check(
+    plugin: Plugin,
+    settings: PluginSettings,
+    context: Context,
+    *,
+    seams: frozenset[str],
+    encoder: bool,
+    why: Mapping[Seam, str] | None = None,
+) -> None:
     """Compare what a plugin requires with what a host and a data set offer.
 
     Args:
@@ -36,6 +44,7 @@ def check(plugin: Plugin, settings: PluginSettings, context: Context, *, seams: 
         context: the host and the data.
         seams: what the host offers.
         encoder: whether the host can re-run its encoder and scores by dot product.
+        why: for a seam that the host does not offer, the reason and what to do.
 
     Raises:
         RecplugError: naming what is missing and the command or choice that mends it.
@@ -47,7 +56,10 @@ def check(plugin: Plugin, settings: PluginSettings, context: Context, *, seams: 
             f"{context.host} is {context.family}"
         )
     if missing := sorted(needs.seams - seams):
-        raise RecplugError(f"{plugin.name} acts on {missing}, which {context.host} does not offer")
+        reasons = "; ".join((why or {})[seam] for seam in missing if seam in (why or {}))
+        raise RecplugError(
+            f"{plugin.name} acts on {missing}, which {context.host} does not offer{reasons and ': '}{reasons}"
+        )
     if needs.one_of and not needs.one_of & seams:
         places = " or ".join(sorted(needs.one_of))
         raise RecplugError(f"{plugin.name} acts on {places}, neither of which {context.host} offers")
@@ -73,6 +85,7 @@ def build_chain(
     *,
     seams: frozenset[str] = frozenset({"items", "tables", "losses"}),
     encoder: bool = True,
+    why: Mapping[Seam, str] | None = None,
 ) -> Chain:
     """Check every plugin's requirements and build the augmentations, without touching the host's random state.
 
@@ -81,12 +94,13 @@ def build_chain(
         context: what the plugins are told.
         seams: what the host offers.
         encoder: whether the host can re-run its encoder and scores by dot product.
+        why: for a seam that the host does not offer, the reason and what to do.
 
     Raises:
         RecplugError: if a requirement is not met.
     """
     for name, values in settings.items():
-        check(get(name), values, context, seams=seams, encoder=encoder)
+        check(get(name), values, context, seams=seams, encoder=encoder, why=why)
     augmentations: dict[str, Augmentation] = {}
     cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=cuda):

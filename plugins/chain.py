@@ -38,6 +38,7 @@ class Chain(nn.Module):
         self.padding_id = context.padding_id
         self.mask_id = context.mask_id
         self.loss_reduction = context.loss_reduction
+        self.propagates = "propagated" in context.width
         self.steps_per_epoch = context.steps_per_epoch
         self.flips_mode = False  # whether the host switches modes between the steps of one epoch
         self.epoch = -1
@@ -92,6 +93,15 @@ class Chain(nn.Module):
         if self._evaluation is None or self._evaluation[0] != versions:
             self._evaluation = versions, Step(self, kind="evaluation")
         return self._evaluation[1]
+
+    @contextmanager
+    def asking(self) -> Iterator[Step]:
+        """Hold the current step while a host computes scores: what it reads and what is made of it is one step's."""
+        previous, self._step = self._step, self.current()
+        try:
+            yield self._step
+        finally:
+            self._step = previous
 
     @contextmanager
     def serving(self, step: Step | None = None) -> Iterator[Step]:
@@ -241,7 +251,61 @@ class Chain(nn.Module):
         with self.serving(step):
             for augmentation in self.acting("propagated").values():
                 users, items = augmentation.propagated(users, items)
+        step.propagated = users, items
         return users, items
+
+    def score(self, step: Step, base: Tensor, users: Tensor, items: Tensor) -> Tensor:
+        """Pass the host's scores through that seam: pairs (``base [b]``) or a block (``base [u, n]``).
+
+        Args:
+            step: the step in which the host has computed them.
+            base: the host's scores.
+            users: ``[b]`` or ``[u]`` user ids.
+            items: ``[b]`` or ``[n]`` item ids.
+        """
+        with self.serving(step):
+            for augmentation in self.acting("score").values():
+                base = augmentation.score(base, users, items, step)
+        return base
+
+    def score_ranking(self, step: Step, base: Tensor, users: Tensor, block: int | None = None) -> Tensor:
+        """Pass the scores of every item, ``base [u, n_items]`` for ``users [u]``, through that seam.
+
+        Args:
+            step: the step in which the host has computed them.
+            base: the host's scores.
+            users: user ids.
+            block: how many users are scored at once; None for all of them.
+        """
+        if not self.acting("score"):
+            return base
+        items, size = step.all_ids(), block or max(len(users), 1)
+        parts = [
+            self.score(step, scores, ids, items)
+            for scores, ids in zip(base.split(size), users.split(size), strict=True)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def score_training(self, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
+        """Pass what a host's pairwise loss is about to compare, ``[B]`` and ``[B]``, through that seam.
+
+        Outside of a training step the scores stay as they are.
+
+        Raises:
+            RecplugError: if these are not one score each of the batch's pairs, asked for once a step.
+        """
+        step = self._step
+        if step is None or step.kind != "training" or not self.acting("score"):
+            return positive, negative
+        users, liked, others = step.batch.users, step.batch.positives, step.batch.negatives
+        if users is None or liked is None or others is None or step.scored:
+            what = "twice in a step" if step.scored else "without users, positives and negatives in the batch"
+            raise RecplugError(f"{self.host} calls its pairwise loss {what}; its scores cannot be changed")
+        if not positive.shape == negative.shape == users.shape == liked.shape == others.shape:
+            shapes = f"{tuple(positive.shape)} and {tuple(negative.shape)} for {len(users)} pairs"
+            raise RecplugError(f"{self.host} compares scores of the shapes {shapes}; they cannot be changed")
+        step.scored = True
+        return self.score(step, positive, users, liked), self.score(step, negative, users, others)
 
     def items(self, step: Step, rows: Tensor, ids: Tensor, *, role: Role, sequence: Tensor | None) -> Tensor:
         """Pass ``rows [*ids.shape, d]`` through the item seam; padding and mask rows keep the host's vector."""

@@ -124,6 +124,7 @@ class Context:
         free_width: whether the *propagated* seam may return nodes of another width, because the host takes their dot
             product and nothing else.
         others_nodes: whether the host's loss reads users, or propagated nodes, that the batch does not name.
+        scores: whether the host offers the *score* seam, for plugins that act there or elsewhere.
         cache: a folder for what is dear to compute and depends on the data alone, or None.
     """
 
@@ -147,6 +148,7 @@ class Context:
     neighbours: Mapping[str, Neighbours] = field(default_factory=dict)
     free_width: bool = False
     others_nodes: bool = False
+    scores: bool = False
     cache: Path | None = None
 
 
@@ -220,7 +222,23 @@ class Augmentation(nn.Module):
         return users, items
 
     def score(self, base: Tensor, users: Tensor, items: Tensor, step: Step) -> Tensor:
-        """Change scores, on pairs (``base [b]``) and on blocks (``base [u, i]``)."""
+        """Change scores, of pairs and of blocks; a user and an item have one score, whichever way it is asked for.
+
+        The vectors that the host scores by are :meth:`Step.nodes`, with a gradient in training. What does not depend
+        on the batch goes into ``step.memory``: an evaluation asks block after block with the same ``step``, a change
+        of the model begins another. In training the host's loss asks twice a step: for the batch's positives
+        (``items is step.batch.positives``), then for its negatives, both beside ``step.batch.users``. A step of the
+        kind ``"call"`` (dynamic negative sampling; scores under a gradient) asks once and remembers nothing.
+
+        Args:
+            base: the host's scores: ``[b]`` for pairs, ``[u, n]`` for a block. Return it as it is to change nothing.
+            users: ``[b]`` or ``[u]`` user ids.
+            items: ``[b]`` or ``[n]`` item ids; ``step.all_ids()`` itself where a block holds every item.
+            step: the step under way; its ``kind`` says whether this is training.
+
+        Returns:
+            Of ``base``'s shape and type.
+        """
         return base
 
     def losses(self, step: Step) -> dict[str, Tensor]:

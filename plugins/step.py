@@ -81,6 +81,8 @@ class Step:
         self.score_is_dot = score_is_dot
         self.encoder: Callable[[], Tensor] | None = None
         self.encoded: Tensor | None = None
+        self.propagated: tuple[Tensor, Tensor] | None = None
+        self.scored = False
         self.memory: dict[str, Tensor] = {}
         self._known: dict[str, _Known] = {}
         self._asked: tuple[Tensor, Tensor | None] | None = None
@@ -93,6 +95,21 @@ class Step:
     def candidates(self) -> Tensor:
         """The table that the host scores against: ``[n_rows, d]``, augmented; computed once."""
         return self.chain.item_weight(self)
+
+    def nodes(self) -> tuple[Tensor, Tensor]:
+        """``users [n_users, w]`` and ``items [n_items, w]``, whose dot product is the score of a host with that seam.
+
+        Propagated and augmented where the host propagates, else its two augmented tables. ``w`` is the context's width
+        of ``"propagated"``, or else of ``"items"``, unless a plugin on a host of free width has changed it.
+
+        Raises:
+            RecplugError: before the host has propagated, or where there is no table of users.
+        """
+        if self.propagated is not None:
+            return self.propagated
+        if self.chain.propagates:
+            raise RecplugError(f"{self.chain.host} has not propagated yet in this step; ask for its nodes in score()")
+        return self.chain.user_weight(self), self.chain.item_weight(self)
 
     def all_ids(self) -> Tensor:
         """``[n_rows]``: every row id of the item table."""

@@ -26,6 +26,7 @@ Train a RecBole model, with plugins grafted on, in RecBole's own trainer.
   --factors FILE          a factor schema that is not called DATASET.factors.json
   --factor_control KIND   controls: shuffled (other items' profiles), random (groups of equal sizes)
   --trim_padding false    encode padding too (with a plugin it is left out where that is exact)
+  --score_block N         users scored at once by a plugin that changes scores; less memory, the same ranking
   --mask_history true     rank without the items that a user has had
   --ANY_RECBOLE_KEY VALUE any key of RecBole's own, such as --epochs 20
   --debug                 show the traceback of an error

@@ -30,7 +30,7 @@ def augment(
 
     The vanilla constructor runs first, so the backbone's own initialisation is untouched. What else the plugins need
     is read from the model's RecBole configuration: a nested mapping of settings by plugin name (``prism:``),
-    ``features``, ``shuffle_features``, ``trim_padding``, ``fast_propagation`` and ``mask_history``.
+    ``features``, ``shuffle_features``, ``trim_padding``, ``fast_propagation``, ``mask_history`` and ``score_block``.
 
     Args:
         model_class: a RecBole model class, or your own.
@@ -38,7 +38,8 @@ def augment(
         settings: settings by plugin name; they win over the configuration's.
         table: the attribute that holds the item embedding, for models of your own (default ``item_embedding``).
         users: the attribute that holds the user embedding of a general model of your own (default ``user_embedding``).
-            Its ``forward()`` counts as propagation where it takes no argument and returns ``(users, items)``.
+            Its ``forward()`` counts as propagation where it takes no argument and returns ``(users, items)``, and its
+            ``BPRLoss``, if it has exactly one, as what compares the scores of the batch's pairs.
 
     Raises:
         RecplugError: if the model is refused, a plugin is unknown or named twice, or a setting is wrong.
@@ -83,6 +84,7 @@ def _host(model_class: type, names: Sequence[str], table: str | None, users: str
             role="candidate",
             beyond_batch=True,
             others_nodes=True,
+            no_scores="plugins can change scores where exactly one BPRLoss compares those of the batch's pairs",
         )
     if names or not issubclass(model_class, AbstractRecommender):
         kind = "is neither a sequential nor a general model of RecBole"

@@ -38,6 +38,7 @@ KEYS: dict[str, Any] = {
     "trim_padding": None,  # default: on with a plugin, where it is exact
     "fast_propagation": None,  # default: on with a plugin
     "mask_history": False,  # rank without the items that a user has had
+    "score_block": None,  # users that a plugin's own scores are made for at once; default: a whole evaluation batch
 }
 
 
@@ -100,7 +101,7 @@ class Grafted(metaclass=GraftedClass):
         context = self._recplug_context(config, dataset, items, users)
         # A model of one's own need not have a table of users.
         seams = self._recplug_seams() - ({"users"} if users is None else set())
-        self.recplug = build_chain(self.recplug_resolved, context, seams=seams, encoder=host.dot)
+        self.recplug = build_chain(self.recplug_resolved, context, seams=seams, encoder=host.dot, why=host.why())
         if items is not None:
             ItemTable.graft(items, self.recplug, role=host.role)
         if users is not None:

@@ -37,6 +37,9 @@ class Host:
         only: a configuration key and the one value that works, or None.
         beyond_batch: whether its loss asks for items that the batch does not hold.
         needs: a module that it imports in training and RecBole does not install; empty where there is none.
+        pair_loss: the attribute of its ``BPRLoss``, which compares the plain scores of the batch's pairs; empty where
+            plugins cannot change scores.
+        no_scores: why they cannot.
     """
 
     name: str
@@ -58,6 +61,8 @@ class Host:
     only: tuple[str, str] | None = None
     beyond_batch: bool = False
     needs: str = ""
+    pair_loss: str = ""
+    no_scores: str = "it scores histories, not users"
 
     def seams(self) -> frozenset[Seam]:
         """Where augmentations can act."""
@@ -68,7 +73,16 @@ class Host:
             found |= {"users"}
         if self.nodes:
             found |= {"propagated"}
+        if self.pair_loss:
+            found |= {"score"}
         return frozenset(found)
+
+    def why(self) -> dict[Seam, str]:
+        """For a seam that is not offered: the reason, and what to do."""
+        if self.pair_loss:
+            return {}
+        others = ", ".join(host.name for host in HOSTS.values() if host.pair_loss)
+        return {"score": f"{self.no_scores}; use the plugin's node mode, if it has one, or one of {others}"}
 
 
 def _refused(name: str, reason: str, family: Family = "sequential") -> Host:
@@ -92,6 +106,7 @@ _FIELDS = "it embeds all item fields together and has no item table"
 _HISTORY = "histories only: it scores against a second item table"
 _SGL = "its contrast of two subgraphs sees the plain nodes"
 _NCL = "needs faiss; its contrasts see the plain nodes"
+_LABELS = "its loss judges each score by itself, as a yes or no, and compares no pairs"
 _COLUMNS = "an autoencoder: its items are columns of linear layers, not a table"
 _AUTOENCODERS = ("CDAE", "MultiDAE", "MultiVAE", "RecVAE", "RaCT", "DiffRec", "LDiffRec")
 _CLOSED = "it is solved or counted, not trained: there are no vectors to augment"
@@ -145,13 +160,29 @@ HOSTS: dict[str, Host] = {
         _refused("DIN", _FIELDS),
         _refused("DIEN", _FIELDS),
         # Propagated nodes, scored by their dot product.
-        _graph("LightGCN", nodes="forward", free_width=True),
-        _graph("NGCF", nodes="forward", free_width=True),
-        _graph("SpectralCF", nodes="forward", free_width=True),
-        _graph("SGL", _SGL, nodes="forward", node_arguments=("train_graph",), free_width=True, loss_sum=True),
-        _graph("NCL", _NCL, nodes="forward", free_width=True, warm_up=True, needs="faiss"),
+        _graph("LightGCN", nodes="forward", free_width=True, pair_loss="mf_loss"),
+        _graph("NGCF", nodes="forward", free_width=True, pair_loss="mf_loss"),
+        _graph("SpectralCF", nodes="forward", free_width=True, pair_loss="mf_loss"),
+        _graph(
+            "SGL",
+            _SGL,
+            nodes="forward",
+            node_arguments=("train_graph",),
+            free_width=True,
+            loss_sum=True,
+            no_scores="it compares and sums scores itself, without a loss module of its own",
+        ),
+        _graph(
+            "NCL",
+            _NCL,
+            nodes="forward",
+            free_width=True,
+            warm_up=True,
+            needs="faiss",
+            no_scores="two of its three losses contrast nodes and would not see the scores",
+        ),
         # Its loss compares slices of the nodes' width, of nodes drawn at random.
-        _graph("DGCF", nodes="forward", others_nodes=True),
+        _graph("DGCF", nodes="forward", others_nodes=True, pair_loss="mf_loss"),
         _graph(
             "GCMC",
             "propagated nodes only: its inputs are one-hot, and it has no embedding of items or users",
@@ -160,24 +191,54 @@ HOSTS: dict[str, Host] = {
             users="",
             nodes="GcEncoder",
             node_arguments=("user_features", "item_features"),
+            no_scores="it classifies ratings by a softmax",
         ),
         # Two tables, nothing propagated.
-        _graph("BPR"),
-        _graph("LINE", "of its second order, the first tables only", others_nodes=True),
-        _graph("ENMF", loss_sum=True, beyond_batch=True),
-        _graph("ConvNCF", _PENALTY, loss_sum=True),
-        _graph("SimpleX", table="item_emb", users="user_emb", beyond_batch=True),
+        _graph("BPR", pair_loss="loss"),
+        _graph("LINE", "of its second order, the first tables only", others_nodes=True, no_scores=_LABELS),
+        _graph("ENMF", loss_sum=True, beyond_batch=True, no_scores="its loss is of all items at once"),
+        _graph("ConvNCF", _PENALTY, loss_sum=True, no_scores="its loss is one of its own, and a sum"),
+        _graph(
+            "SimpleX",
+            table="item_emb",
+            users="user_emb",
+            beyond_batch=True,
+            no_scores="its loss compares cosines with many negatives",
+        ),
         _graph(
             "NeuMF",
             "its factorisation branch only: the other has tables of its own",
             "restricted",
             table="item_mf_embedding",
             users="user_mf_embedding",
+            no_scores=_LABELS,
         ),
-        _graph("NNCF", "the pair's own tables only: its neighbourhoods have others", "restricted"),
-        _graph("FISM", _HISTORY, "restricted", table="item_src_embedding", users="", beyond_batch=True),
-        _graph("NAIS", _HISTORY, "restricted", table="item_src_embedding", users="", beyond_batch=True),
-        _graph("MacridVAE", "the item table only: users are encoded from their rows", "restricted", users=""),
+        _graph("NNCF", "the pair's own tables only: its neighbourhoods have others", "restricted", no_scores=_LABELS),
+        _graph(
+            "FISM",
+            _HISTORY,
+            "restricted",
+            table="item_src_embedding",
+            users="",
+            beyond_batch=True,
+            no_scores=_LABELS,
+        ),
+        _graph(
+            "NAIS",
+            _HISTORY,
+            "restricted",
+            table="item_src_embedding",
+            users="",
+            beyond_batch=True,
+            no_scores=_LABELS,
+        ),
+        _graph(
+            "MacridVAE",
+            "the item table only: users are encoded from their rows",
+            "restricted",
+            users="",
+            no_scores="its loss is a softmax over all items",
+        ),
         _refused("DMF", "its vectors are layers over rows and columns of the interactions, not tables", "graph"),
         *(_refused(name, _COLUMNS, "graph") for name in _AUTOENCODERS),
         *(_refused(name, _CLOSED, "graph") for name in _UNTRAINED),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from recplug.adapters.recbole.fast import fast_forward
 from recplug.adapters.recbole.grafted import OWN, Grafted
+from recplug.adapters.recbole.scoring import pairwise_losses, score_block, score_through
 from recplug.plugins.chain import Chain, versions_of
 from recplug.plugins.contract import Context, Seam
 from recplug.plugins.errors import RecplugError
@@ -29,21 +31,35 @@ class GraftedNodes(Grafted):
     def __init__(self, config: Any, dataset: Any) -> None:
         self._recplug_seen: list[int] | None = None
         self._recplug_forward: Callable[..., Any] = self.recplug_base.forward  # type: ignore[attr-defined]
+        self.recplug_block = score_block(config["score_block"])
         super().__init__(config, dataset)
         if self.recplug_fast:
             self._recplug_forward = fast_forward(self.recplug_base)
-        # A propagating host reads its whole tables in every step.
-        self.recplug_whole_table = bool(self.recplug_host.nodes)
+        # A propagating host reads its whole tables in every step, and so may what changes scores (Step.nodes).
+        self.recplug_whole_table = bool(self.recplug_host.nodes or self.recplug.acting("score"))
         if self.recplug_names and self.recplug_host.nodes not in ("", "forward"):
             encoder: nn.Module = getattr(self, self.recplug_host.nodes)
             encoder.__dict__["recplug_chain"] = self.recplug
             encoder.register_forward_hook(_through_chain)
+        if self.recplug.acting("score"):
+            score_through(self.recplug, self.get_submodule(self._recplug_pair_loss()))  # type: ignore[attr-defined]
 
     def _recplug_seams(self) -> frozenset[Seam]:
         seams = set(super()._recplug_seams())
         if not self._recplug_propagates():
             seams.discard("propagated")
+        if self._recplug_pair_loss():
+            seams.add("score")
         return frozenset(seams)
+
+    def _recplug_pair_loss(self) -> str:
+        """Where the loss is that compares the scores of the batch's pairs; empty where there is none."""
+        host = self.recplug_host
+        if host.reason != OWN:
+            return host.pair_loss
+        found = pairwise_losses(self)  # type: ignore[arg-type]
+        has_vectors = self._recplug_propagates() or all(self._recplug_embeddings())
+        return found[0] if len(found) == 1 and has_vectors else ""
 
     def _recplug_propagates(self) -> bool:
         host = self.recplug_host
@@ -68,6 +84,7 @@ class GraftedNodes(Grafted):
             width=width,
             free_width=self.recplug_host.free_width,
             others_nodes=self.recplug_host.others_nodes,
+            scores="score" in self._recplug_seams(),
             propagate=functools.partial(lightgcn, layers=int(layers)),
         )
 
@@ -93,7 +110,8 @@ class GraftedNodes(Grafted):
         """The host's; what it propagates on the training graph passes through the plugins."""
         host, chain = self.recplug_host, self.recplug
         names = host.node_arguments
-        ours = host.nodes == "forward" and bool(chain.acting("propagated"))
+        wanted = chain.propagates and (chain.acting("propagated") or chain.acting("score"))
+        ours = host.nodes == "forward" and bool(wanted)
         if not ours or kwargs or any(a is not getattr(self, n) for a, n in zip(args, names, strict=False)):
             return self._recplug_forward(self, *args, **kwargs)
         self._recplug_refresh()
@@ -110,7 +128,7 @@ class GraftedNodes(Grafted):
     def recplug_encode(self) -> None:
         """Propagate once, in evaluation."""
         host = self.recplug_host
-        if self.recplug.acting("propagated"):
+        if self.recplug.propagates and (self.recplug.acting("propagated") or self.recplug.acting("score")):
             run = self.forward if host.nodes == "forward" else getattr(self, host.nodes)
             run(*(getattr(self, name) for name in host.node_arguments))
 
@@ -121,14 +139,32 @@ class GraftedNodes(Grafted):
         return found
 
     def predict(self, interaction: Any) -> Tensor:
-        """The host's scores of pairs, by nodes that fit its parameters."""
+        """The host's scores of pairs ``[b]``, by nodes that fit its parameters, through the plugins."""
         self._recplug_refresh()
-        return super().predict(interaction)  # type: ignore[misc]
+        if not self.recplug.acting("score"):
+            return super().predict(interaction)  # type: ignore[misc]
+        with self._recplug_asking() as step:
+            base = super().predict(interaction)  # type: ignore[misc]
+            users, items = interaction[self.USER_ID], interaction[self.ITEM_ID]  # type: ignore[attr-defined]
+            return self.recplug.score(step, base, users, items)
 
     def full_sort_predict(self, interaction: Any) -> Tensor:
-        """The host's scores of every item, by nodes that fit its parameters."""
+        """The host's scores of every item ``[B * n_items]``, by nodes that fit its parameters, through the plugins."""
         self._recplug_refresh()
-        return super().full_sort_predict(interaction)  # type: ignore[misc]
+        if not self.recplug.acting("score"):
+            return super().full_sort_predict(interaction)  # type: ignore[misc]
+        with self._recplug_asking() as step:
+            base = super().full_sort_predict(interaction)  # type: ignore[misc]
+            users = interaction[self.USER_ID]  # type: ignore[attr-defined]
+            ranking = self.recplug.score_ranking(step, base.reshape(len(users), -1), users, self.recplug_block)
+            return ranking.reshape(base.shape)
+
+    @contextmanager
+    def _recplug_asking(self) -> Iterator[Step]:
+        """One step for the host's scores and for what is made of them: kept nodes may be an earlier step's."""
+        with self.recplug.asking() as step:
+            self._recplug_drop_caches()
+            yield step
 
     def _recplug_refresh(self) -> None:
         """Forget what was computed with other parameters: the host's own caches outlive a loaded checkpoint."""

@@ -68,7 +68,7 @@ def run(
         dataset: a bundled set, ``ml-100k``, or the name of files under ``data_path``.
         plugins: names, in the order in which they act; empty for the bare backbone.
         config_dict: RecBole's keys, the adapter's (``features``, ``shuffle_features``, ``factors``, ``factor_control``,
-            ``trim_padding``, ``fast_propagation``, ``mask_history``), and plugin settings, nested
+            ``trim_padding``, ``fast_propagation``, ``score_block``, ``mask_history``), and plugin settings, nested
             (``{"prism": {"scale": 0.5}}``) or dotted (``{"prism.scale": 0.5}``). They win over ``config_files``, which
             win over the data set's own YAML.
         config_files: YAML files.

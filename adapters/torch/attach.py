@@ -17,7 +17,7 @@ from recplug.adapters.factors import FactorTable
 from recplug.adapters.features import FeatureTable
 from recplug.adapters.files import replacing
 from recplug.plugins.chain import Chain
-from recplug.plugins.contract import Context, Family, Modality
+from recplug.plugins.contract import Context, Family, Modality, Seam
 from recplug.plugins.errors import RecplugError, did_you_mean
 from recplug.plugins.factors import FactorProfiles
 from recplug.plugins.registry import parse_names
@@ -28,6 +28,9 @@ from recplug.plugins.table import ItemTable, find_table
 Features = Modality | FeatureTable | str | os.PathLike[str] | tuple[Sequence[str], Tensor]
 Encode = Callable[[Batch], Tensor]
 CHILD = "recplug"
+_NOT_HERE: Mapping[Seam, str] = {
+    "score": "scores are made in the training loop, past the plugins; use the plugin's node mode, if it has one"
+}
 
 
 def attach(
@@ -109,7 +112,7 @@ def attach(
         device=device,
         seed=seed,
     )
-    chain = build_chain(resolved, context, encoder=encode is not None and score_is_dot).to(device)
+    chain = build_chain(resolved, context, encoder=encode is not None and score_is_dot, why=_NOT_HERE).to(device)
     ItemTable.graft(embedding, chain)
     model.add_module(CHILD, chain)
     chain.train(model.training)

@@ -7,9 +7,10 @@ In a plugin's own test suite one line is enough::
 
 from recplug.plugins.testing.case import Case, cases
 from recplug.plugins.testing.contract import check_plugin
+from recplug.plugins.testing.host import ToyHost
 from recplug.plugins.testing.known_answer import Planted, planted_modalities
 from recplug.plugins.testing.rules import CHECKS, BrokenContract
-from recplug.plugins.testing.toys import HOSTS, ToyGraph, ToyHost, ToyPropagation, ToySequence
+from recplug.plugins.testing.toys import HOSTS, ToyGraph, ToyPropagation, ToySequence
 
 __all__ = [
     "CHECKS",

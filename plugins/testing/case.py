@@ -17,8 +17,9 @@ from recplug.plugins.factors import Factor, FactorProfiles
 from recplug.plugins.nn.propagation import lightgcn
 from recplug.plugins.settings import PluginSettings, parse_settings
 from recplug.plugins.step import Batch
+from recplug.plugins.testing.host import ToyHost
 from recplug.plugins.testing.rules import require
-from recplug.plugins.testing.toys import HOSTS, Toy, ToyGraph, ToyHost, ToyPropagation
+from recplug.plugins.testing.toys import HOSTS, Toy, ToyGraph, ToyPropagation
 
 N_USERS, N_ITEMS, LENGTH = 14, 23, 6  # rare sizes, also their sum, or other things would look like rows of nodes
 LONELY_USER, COLD_ITEM = 13, 7  # without interactions; the item lacks content too
@@ -126,6 +127,7 @@ class Case:
             propagate=partial(lightgcn, layers=2) if backbone.family == "graph" else None,
             loss_reduction=backbone.loss_reduction,
             free_width=isinstance(backbone, ToyPropagation) and backbone.free_width,
+            scores="score" in backbone.seams,
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(context.seed)

@@ -34,6 +34,8 @@ from recplug.plugins.testing.graphs import check_without_interactions as check_w
 from recplug.plugins.testing.leaks import check_no_future as check_no_future
 from recplug.plugins.testing.leaks import check_no_target as check_no_target
 from recplug.plugins.testing.rules import CHECKS, BrokenContract, require, rule
+from recplug.plugins.testing.scores import check_pairs as check_pairs
+from recplug.plugins.testing.scores import check_training_pairs as check_training_pairs
 from recplug.plugins.testing.shapes import check_seams as check_seams
 from recplug.plugins.testing.shapes import check_shapes as check_shapes
 from recplug.plugins.testing.toys import HOSTS

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from recplug.plugins.errors import RecplugError
 from recplug.plugins.testing.case import COLD_ITEM, LONELY_USER, Case, finite, step_loss
+from recplug.plugins.testing.host import ToyHost
 from recplug.plugins.testing.rules import require, rule
-from recplug.plugins.testing.toys import ToyHost, ToyPropagation
+from recplug.plugins.testing.toys import ToyPropagation
 
 
 @rule("what stands in the padding rows enters no other row of the tables and no other node")

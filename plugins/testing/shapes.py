@@ -8,7 +8,7 @@ from torch import Tensor
 from recplug.plugins.contract import Panel
 from recplug.plugins.testing.case import N_ITEMS, Case
 from recplug.plugins.testing.rules import require, rule
-from recplug.plugins.testing.toys import ToyPropagation
+from recplug.plugins.testing.toys import ToyGraph, ToyPropagation
 
 
 @rule("the seams that are declared are those whose methods are overridden")
@@ -51,6 +51,15 @@ def check_shapes(case: Case) -> None:
             for out, raw in zip(made, nodes, strict=True):
                 _like(out[:, : raw.shape[1]] if free else out, raw, "propagated()")
             require(made[0].shape[1] == made[1].shape[1], "propagated() gave users and items of different widths")
+        if "score" in augmentation.seams() and isinstance(host.backbone, ToyGraph):
+            host.backbone.loss(batch)  # propagates
+            assert batch.users is not None
+            assert batch.positives is not None
+            for ids, base in [
+                (batch.positives, host.backbone.pairs(batch.users, batch.positives)),
+                (step.all_ids(), host.backbone.scores(batch)),
+            ]:
+                _like(augmentation.score(base, batch.users, ids, step), base, "score()")
         if histories:
             step.encoder = lambda: host.backbone.encode(batch)
             step.encoded = step.encoder()

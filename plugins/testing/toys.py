@@ -1,20 +1,16 @@
-"""Toy backbones, small enough to read at once, and a toy host that binds augmentations to them."""
+"""Toy backbones, small enough to read at once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable
 from typing import ClassVar, Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recplug.plugins.chain import Chain
-from recplug.plugins.contract import Augmentation, Context, Family, Seam
+from recplug.plugins.contract import Family, Seam
 from recplug.plugins.nn.propagation import Adjacency, lightgcn
 from recplug.plugins.step import Batch
-from recplug.plugins.table import ItemTable, UserTable
 
 
 class ToySequence(nn.Module):
@@ -101,7 +97,7 @@ class ToyGraph(nn.Module):
     """
 
     family: ClassVar[Family] = "graph"
-    seams: ClassVar[frozenset[Seam]] = frozenset({"items", "users", "tables", "losses"})
+    seams: ClassVar[frozenset[Seam]] = frozenset({"items", "users", "tables", "score", "losses"})
     mask_id: int | None = None
     loss_type = "bpr"
     loss_reduction: ClassVar[Literal["mean", "sum"]] = "mean"
@@ -112,6 +108,7 @@ class ToyGraph(nn.Module):
         self.users = nn.Embedding(n_users, width)
         self.items = nn.Embedding(n_items, width, padding_idx=0)
         self.dropout = nn.Dropout(dropout)
+        self.pair_loss = PairLoss()
         for table in (self.users, self.items):
             nn.init.normal_(table.weight, std=0.3)
 
@@ -121,11 +118,16 @@ class ToyGraph(nn.Module):
 
     def loss(self, batch: Batch) -> Tensor:
         """The training loss of a batch."""
-        return bpr(self.encode(batch), self.items(batch.positives), self.items(batch.negatives))
+        encoded = self.encode(batch)  # [B, d]
+        return self.pair_loss(_dot(encoded, self.items(batch.positives)), _dot(encoded, self.items(batch.negatives)))
 
     def scores(self, batch: Batch) -> Tensor:
         """``[B, n_items]``."""
         return self.encode(batch) @ self.items.weight.T
+
+    def pairs(self, users: Tensor, items: Tensor) -> Tensor:
+        """The scores ``[b]`` of ``users [b]`` with ``items [b]``."""
+        return _dot(self.encode(Batch(users=users)), self.items(items))
 
 
 class ToyPropagation(ToyGraph):
@@ -170,16 +172,24 @@ class ToyPropagation(ToyGraph):
     def loss(self, batch: Batch) -> Tensor:
         """The training loss of a batch."""
         users, items = self()
-        return bpr(users[batch.users], items[batch.positives], items[batch.negatives])
+        encoded = users[batch.users]  # [B, d]
+        return self.pair_loss(_dot(encoded, items[batch.positives]), _dot(encoded, items[batch.negatives]))
 
     def scores(self, batch: Batch) -> Tensor:
         """``[B, n_items]``."""
         users, items = self()
         return users[batch.users] @ items.T
 
+    def pairs(self, users: Tensor, items: Tensor) -> Tensor:
+        """The scores ``[b]`` of ``users [b]`` with ``items [b]``."""
+        all_users, all_items = self()
+        return _dot(all_users[users], all_items[items])
+
 
 class ToyDecoder(ToyPropagation):
     """A :class:`ToyPropagation` scored by a bilinear form, which fixes its nodes' width; its loss is a sum.
+
+    No module compares its scores, so that nothing can change them.
 
     Args:
         n_users, n_items: counts with the padding rows.
@@ -187,6 +197,7 @@ class ToyDecoder(ToyPropagation):
         width: d.
     """
 
+    seams = ToyPropagation.seams - {"score"}
     free_width = False
     loss_reduction = "sum"
 
@@ -210,6 +221,24 @@ class ToyDecoder(ToyPropagation):
         users, items = self()
         return self.form(users[batch.users]) @ items.T
 
+    def pairs(self, users: Tensor, items: Tensor) -> Tensor:
+        """The scores ``[b]`` of ``users [b]`` with ``items [b]``."""
+        all_users, all_items = self()
+        return _dot(self.form(all_users[users]), all_items[items])
+
+
+class PairLoss(nn.Module):
+    """Bayesian personalised ranking of given scores."""
+
+    def forward(self, positive: Tensor, negative: Tensor) -> Tensor:
+        """``[B]`` and ``[B]`` to ``[]``."""
+        return -F.logsigmoid(positive - negative).mean()
+
+
+def _dot(users: Tensor, items: Tensor) -> Tensor:
+    """The scores ``[b]`` of rows ``[b, d]``."""
+    return (users * items).sum(dim=-1)
+
 
 def bpr(users: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
     """Bayesian personalised ranking: all ``[B, d]``, to ``[]``."""
@@ -226,66 +255,3 @@ HOSTS: dict[str, Callable[[int, int, Tensor], Toy]] = {
     "nodes-bpr": lambda n_users, n_items, edges: ToyPropagation(n_users=n_users, n_items=n_items, edges=edges),
     "decoder-sum": lambda n_users, n_items, edges: ToyDecoder(n_users=n_users, n_items=n_items, edges=edges),
 }
-
-
-class ToyHost(nn.Module):
-    """A toy backbone with augmentations grafted on: all that an adapter does, in a page.
-
-    Args:
-        backbone: the toy; its tables are grafted, and its nodes pass through the augmentations.
-        augmentations: by plugin name, in order.
-        context: what they were built with.
-    """
-
-    backbone: Toy
-    chain: Chain
-
-    def __init__(self, backbone: Toy, augmentations: Mapping[str, Augmentation], context: Context) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.chain = Chain(augmentations, context)
-        ItemTable.graft(backbone.items, self.chain, role="candidate" if backbone.family == "graph" else None)
-        if isinstance(backbone, ToyGraph):
-            UserTable.graft(backbone.users, self.chain)
-        if isinstance(backbone, ToyPropagation):
-            # Past nn.Module.__setattr__: the chain is no child of the backbone.
-            backbone.__dict__["chain"] = self.chain
-            backbone.register_forward_hook(_through_chain)
-
-    def loss(self, batch: Batch) -> Tensor:
-        """The backbone's training loss and the plugins'."""
-        backbone = self.backbone
-        sequential = isinstance(backbone, ToySequence)
-        # A propagating backbone reads its whole tables in every step.
-        beyond_batch, whole_table = isinstance(backbone, ToyPropagation), backbone.loss_type == "ce"
-        with self.chain.step(
-            batch, whole_table=whole_table, beyond_batch=beyond_batch, score_is_dot=sequential
-        ) as step:
-            if isinstance(backbone, ToySequence):
-                step.encoder = partial(backbone.encode, batch)
-                step.encoded = step.encoder()  # [B, d]
-                host = backbone.loss_of(step.encoded, batch)
-            else:
-                host = backbone.loss(batch)
-            total = self.chain.total_loss(step)
-        return host if total is None else host + total
-
-    def encode(self, batch: Batch) -> Tensor:
-        """``[B, d]``, within a step that knows the whole batch; nothing is learned from it."""
-        beyond_batch = isinstance(self.backbone, ToyPropagation)
-        with torch.no_grad(), self.chain.step(batch, beyond_batch=beyond_batch):
-            return self.backbone.encode(batch)
-
-    @torch.no_grad()
-    def scores(self, batch: Batch) -> Tensor:
-        """``[B, n_items]``, as an evaluation computes them."""
-        training = self.training
-        self.eval()
-        scores = self.backbone.scores(batch)
-        self.train(training)
-        return scores
-
-
-def _through_chain(backbone: nn.Module, arguments: tuple[object, ...], nodes: tuple[Tensor, Tensor]) -> object:
-    chain: Chain = backbone.__dict__["chain"]
-    return chain.propagated(chain.current(), *nodes)

@@ -101,7 +101,7 @@ class ChatServer:
         assert set(faults) <= set(FAULTS)
         self._faults.extend(faults)
 
-    def wait_for(self, requests, seconds=30):
+    def wait_for(self, requests, seconds=120):
         """Wait until so many chat requests came in."""
         with self._changed:
             assert self._changed.wait_for(lambda: len(self.seen) >= requests, seconds), "too few requests"

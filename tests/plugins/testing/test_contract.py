@@ -271,7 +271,72 @@ class NeverOff(Nodes):
         return users * 1.001, items
 
 
+class Scores(Augmentation):
+    """Adds to a score what a learned form makes of the nodes, and how well the item fits the user's number of items."""
+
+    def __init__(self, settings, context):
+        super().__init__()
+        self.settings = settings
+        width = context.width.get("propagated", context.width["items"])
+        self.form = nn.Parameter(torch.randn(width))
+        count = torch.bincount(context.edges[0], minlength=context.n_users)
+        self.register_buffer("count", count.float(), persistent=False)
+
+    def score(self, base, users, items, step):
+        if self.settings.scale == 0:
+            return base
+        user_nodes, item_nodes = step.nodes()
+        left, right = user_nodes[users] * self.form, item_nodes[items].tanh()
+        fit = left @ right.T if base.dim() == 2 else (left * right).sum(dim=-1)
+        count = self.count[users] / 10
+        return (base + self.settings.scale * fit + (count.unsqueeze(1) if base.dim() == 2 else count)).to(base.dtype)
+
+    def losses(self, step):
+        return {"size": self.settings.penalty * self.form.square().mean()}
+
+
+class ScoreShape(Scores):
+    def score(self, base, users, items, step):
+        return base.unsqueeze(-1)
+
+
+class ScoreType(Scores):
+    def score(self, base, users, items, step):
+        return base.double()
+
+
+class ByPlace(Scores):
+    def score(self, base, users, items, step):
+        return base + 0.1 * torch.arange(base.shape[-1], device=base.device)
+
+
+class ByBlock(Scores):
+    def score(self, base, users, items, step):
+        return base - base.mean() if base.dim() == 2 else base
+
+
+class RanksAlone(Scores):
+    def score(self, base, users, items, step):
+        return base if step.kind == "training" else super().score(base, users, items, step)
+
+
+class NumbersScores(Scores):
+    def score(self, base, users, items, step):
+        return base + 0.1 * items
+
+
+class NeverOffScores(Scores):
+    def score(self, base, users, items, step):
+        return base * 1.001
+
+
+class NoisyScores(Scores):
+    def score(self, base, users, items, step):
+        return base + 0.1 * torch.rand_like(base)
+
+
 ITEMS, NODES = ("items", "losses"), ("users", "tables", "propagated", "losses")
+SCORES = ("score", "losses")
 BREAKS = [  # a check, an augmentation that breaks its rule, the seams that it declares, a host
     ("seams", Sound, ("items",), "mean-ce"),
     ("shapes", WrongShape, ITEMS, "mean-ce"),
@@ -310,6 +375,15 @@ BREAKS = [  # a check, an augmentation that breaks its rule, the seams that it d
     ("no_interactions", NeedsEdges, NODES, "nodes-bpr"),
     ("evaluation", KeepsFirst, NODES, "decoder-sum"),
     ("identity", NeverOff, NODES, "nodes-bpr"),
+    ("shapes", ScoreShape, SCORES, "nodes-bpr"),
+    ("shapes", ScoreType, SCORES, "graph-bpr"),
+    ("pairs", ByPlace, SCORES, "nodes-bpr"),
+    ("pairs", ByBlock, SCORES, "graph-bpr"),
+    ("training_pairs", RanksAlone, SCORES, "nodes-bpr"),
+    ("permutation", NumbersScores, SCORES, "graph-bpr"),
+    ("identity", NeverOffScores, SCORES, "nodes-bpr"),
+    ("evaluation", NoisyScores, SCORES, "nodes-bpr"),
+    ("host_dropout", NoisyScores, SCORES, "graph-bpr"),
 ]
 
 
@@ -342,6 +416,13 @@ def test_a_sound_plugin_passes(name, host):
 @pytest.mark.parametrize("host", ["nodes-bpr", "decoder-sum"])
 def test_a_sound_plugin_on_nodes_passes(name, host):
     (case,) = cases(plugin_of(Nodes, NODES), hosts=[host])
+    CHECKS[name](case)
+
+
+@pytest.mark.parametrize("name", CHECKS)
+@pytest.mark.parametrize("host", ["graph-bpr", "nodes-bpr"])
+def test_a_sound_plugin_on_scores_passes(name, host):
+    (case,) = cases(plugin_of(Scores, SCORES), hosts=[host])
     CHECKS[name](case)
 
 
@@ -381,7 +462,9 @@ def test_hosts_without_a_plugins_seams_are_left_out():
     graphs, propagating = ["graph-bpr", "nodes-bpr", "decoder-sum"], ["nodes-bpr", "decoder-sum"]
     assert hosts("items", "tables", "losses") == hosts("losses", one_of=("propagated", "tables")) == list(HOSTS)
     assert hosts("users") == hosts("losses", one_of=("users",)) == graphs
-    assert hosts("propagated", "users") == hosts("losses", one_of=("propagated", "score")) == propagating
+    assert hosts("propagated", "users") == propagating
+    assert hosts("losses", one_of=("propagated", "score")) == graphs
+    assert hosts("score") == ["graph-bpr", "nodes-bpr"]
 
 
 def test_all_broken_rules_are_listed():
@@ -400,9 +483,9 @@ def test_the_callers_random_state_is_left_alone():
 
 def test_what_the_toys_cannot_offer_is_said():
     with pytest.raises(RecplugError, match=r"do not offer \['score'\]"):
-        check_plugin(plugin_of(Sound, ("score",)))
+        check_plugin(plugin_of(Sound, ("score",)), hosts=["mean-ce", "decoder-sum"])
     with pytest.raises(RecplugError, match=r"offer none of \['score'\]"):
-        check_plugin(plugin_of(Sound, ("losses",), ("score",)))
+        check_plugin(plugin_of(Sound, ("losses",), ("score",)), hosts=["mean-ce", "decoder-sum"])
     with pytest.raises(RecplugError, match=r"do not offer \['propagated'\]"):
         check_plugin(plugin_of(Nodes, NODES), hosts=["mean-ce", "graph-bpr"])
     with pytest.raises(RecplugError, match=r"scael.*did you mean 'scale'"):

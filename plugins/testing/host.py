@@ -1,0 +1,100 @@
+"""A toy host: a toy backbone with augmentations grafted on, which is all that an adapter does, in a page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from recplug.plugins.chain import Chain
+from recplug.plugins.contract import Augmentation, Context
+from recplug.plugins.step import Batch
+from recplug.plugins.table import ItemTable, UserTable
+from recplug.plugins.testing.toys import Toy, ToyGraph, ToyPropagation, ToySequence
+
+
+class ToyHost(nn.Module):
+    """A toy backbone with augmentations grafted on.
+
+    Args:
+        backbone: the toy; its tables are grafted, and its nodes and scores pass through the augmentations.
+        augmentations: by plugin name, in order.
+        context: what they were built with.
+    """
+
+    backbone: Toy
+    chain: Chain
+
+    def __init__(self, backbone: Toy, augmentations: Mapping[str, Augmentation], context: Context) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.chain = Chain(augmentations, context)
+        ItemTable.graft(backbone.items, self.chain, role="candidate" if backbone.family == "graph" else None)
+        if isinstance(backbone, ToyGraph):
+            UserTable.graft(backbone.users, self.chain)
+            if "score" in backbone.seams:
+                backbone.pair_loss.__dict__["chain"] = self.chain
+                backbone.pair_loss.register_forward_pre_hook(_through_scores)
+        if isinstance(backbone, ToyPropagation):
+            # Past nn.Module.__setattr__: the chain is no child of the backbone.
+            backbone.__dict__["chain"] = self.chain
+            backbone.register_forward_hook(_through_chain)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The backbone's training loss and the plugins'."""
+        backbone = self.backbone
+        sequential = isinstance(backbone, ToySequence)
+        # A propagating backbone reads its whole tables in every step.
+        beyond_batch, whole_table = isinstance(backbone, ToyPropagation), backbone.loss_type == "ce"
+        with self.chain.step(
+            batch, whole_table=whole_table, beyond_batch=beyond_batch, score_is_dot=sequential
+        ) as step:
+            if isinstance(backbone, ToySequence):
+                step.encoder = partial(backbone.encode, batch)
+                step.encoded = step.encoder()  # [B, d]
+                host = backbone.loss_of(step.encoded, batch)
+            else:
+                host = backbone.loss(batch)
+            total = self.chain.total_loss(step)
+        return host if total is None else host + total
+
+    def encode(self, batch: Batch) -> Tensor:
+        """``[B, d]``, within a step that knows the whole batch; nothing is learned from it."""
+        beyond_batch = isinstance(self.backbone, ToyPropagation)
+        with torch.no_grad(), self.chain.step(batch, beyond_batch=beyond_batch):
+            return self.backbone.encode(batch)
+
+    @torch.no_grad()
+    def scores(self, batch: Batch) -> Tensor:
+        """``[B, n_items]``, as an evaluation computes them."""
+        training = self.training
+        self.eval()
+        with self.chain.asking() as step:
+            scores = self.backbone.scores(batch)
+            if batch.users is not None:
+                scores = self.chain.score_ranking(step, scores, batch.users)
+        self.train(training)
+        return scores
+
+    @torch.no_grad()
+    def pairs(self, users: Tensor, items: Tensor) -> Tensor:
+        """The scores ``[b]`` of ``users [b]`` with ``items [b]``, as an evaluation computes them."""
+        assert isinstance(self.backbone, ToyGraph)
+        training = self.training
+        self.eval()
+        with self.chain.asking() as step:
+            scores = self.chain.score(step, self.backbone.pairs(users, items), users, items)
+        self.train(training)
+        return scores
+
+
+def _through_chain(backbone: nn.Module, arguments: tuple[object, ...], nodes: tuple[Tensor, Tensor]) -> object:
+    chain: Chain = backbone.__dict__["chain"]
+    return chain.propagated(chain.current(), *nodes)
+
+
+def _through_scores(loss: nn.Module, scores: tuple[Tensor, Tensor]) -> object:
+    chain: Chain = loss.__dict__["chain"]
+    return chain.score_training(*scores)
