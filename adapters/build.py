@@ -69,7 +69,7 @@ def check(
             f"name one with --features.image FILE, or make one with: recplug features import --help"
         )
     if needs.factors and context.factors is None:
-        raise RecplugError(f"{plugin.name} needs factor profiles; make them with: recplug factors induce --help")
+        raise RecplugError(f"{plugin.name} needs factor profiles; make them with: recplug factors import --help")
     if needs.second_domain == "required" and context.source is None:
         raise RecplugError(f"{plugin.name} needs a second domain; set --{plugin.name}.source=DATASET")
     if needs.backbone_in_loss and not encoder:

@@ -25,7 +25,14 @@ class PluginSettings(BaseModel):
         if not isinstance(values, Mapping):
             return values
         fields = cls.model_fields
-        return {key: _several(fields[key].annotation, v) if key in fields else v for key, v in values.items()}
+        return {key: _typed(fields[key].annotation, v) if key in fields else v for key, v in values.items()}
+
+
+def _typed(annotation: Any, value: Any) -> Any:
+    """A value as the setting writes it; a configuration reads the word ``none`` as None."""
+    if value is None and get_origin(annotation) is Literal and "none" in get_args(annotation):
+        return "none"
+    return _several(annotation, value)
 
 
 def _several(annotation: Any, value: Any) -> Any:

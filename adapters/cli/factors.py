@@ -127,7 +127,7 @@ def import_(
     say(f"{output}: {len(table.tokens):,} items, {len(table.schema.factors)} factors, {named_values:,} values")
     if covered:
         say(str(covered))
-    say(f"look at it with: recplug factors inspect {output}" + (f" --dataset {dataset}" if dataset else ""))
+    say(f"look at it with: recplug factors inspect {output}{_again(dataset, data_path)}")
 
 
 @app.command()
@@ -160,6 +160,9 @@ def inspect(
         _free(tsv, overwrite=overwrite)
     for key, value in table.schema.provenance.items():
         say(f"{key}: {value}")
+    for key, value in table.metadata.items():
+        if table.schema.provenance.get(key) != value:
+            say(f"labels, {key}: {value}")
     tokens, edges = ["[PAD]", *table.tokens], None
     if dataset:
         tokens = item_tokens(dataset, data_path)
@@ -174,7 +177,8 @@ def inspect(
         say(line)
     if tsv:
         to_tsv(table, tsv)
-        say(f"{tsv}: edit it, then: recplug factors import --from tsv {tsv} --schema {file}")
+        again = f"--schema {file} --output {file} --overwrite{_again(dataset, data_path)}"
+        say(f"{tsv}: edit it, then: recplug factors import --from tsv {tsv} {again}")
     if pictures:
         from recplug.adapters.panels import draw
 
@@ -248,6 +252,8 @@ def _from_clusters(
         raise RecplugError("clusters are made of a data set's feature tables; give --dataset NAME and no file")
     folder = folder_of(dataset, data_path)
     found = find_tables(folder, dataset, settings_of(folder, dataset).get("features", {}))
+    if not found:
+        raise RecplugError(f"{dataset} has no feature tables to cluster; make one, see: recplug features import --help")
     wanted = modalities.split(",") if modalities else list(found)
     for name in wanted:
         if name not in found:
@@ -276,6 +282,12 @@ def _free(*files: Path, overwrite: bool) -> None:
     there = next((file for file in files if file.exists()), None)
     if there is not None and not overwrite:
         raise RecplugError(f"{there} exists; add --overwrite, or choose another place")
+
+
+def _again(dataset: str | None, data_path: Path | None) -> str:
+    """The options that named the data set, for a command to copy."""
+    given = {"--dataset": dataset, "--data_path": data_path}
+    return "".join(f" {option} {value}" for option, value in given.items() if value is not None)
 
 
 def _edges(rows: list[tuple[str, str]], tokens: list[str]) -> Tensor:

@@ -109,7 +109,9 @@ def induce(
     schema.model_copy(update={"provenance": {**schema.provenance, **origin}}).save(output)
     named = sum(len(spec.values) for spec in schema.factors)
     say(f"{output}: {len(schema.factors)} factors, {named} values; read it, edit it, then:")
-    say(f"recplug factors assign --dataset {dataset}{_given('--data_path', data_path)} --llm {llm} --schema {output}")
+    given = {"--data_path": data_path, "--llm": llm, "--base_url": base_url, "--columns": columns, "--images": images}
+    given |= {"--key_env": None if key_env == "OPENAI_API_KEY" else key_env, "--output": output}
+    say(f"recplug factors assign --dataset {dataset}{''.join(_given(*option) for option in given.items())}")
     if output.with_suffix(".parquet").exists():
         say(f"{output.with_suffix('.parquet')} was made with another schema; assign --overwrite makes it anew")
 
@@ -164,7 +166,8 @@ def assign(
     output = _output(output, dataset, data_path)
     labels = output.with_suffix(".parquet")
     _free(labels, overwrite or dry_run)
-    wanted = FactorSchema.load(schema or output)
+    shipped = folder_of(dataset, data_path) / f"{dataset}.factors.json"
+    wanted = FactorSchema.load(schema or (shipped if shipped.exists() and not output.exists() else output))
     if schema is not None and schema.resolve() != output.resolve():
         _free(output, overwrite or dry_run)
     items = read_items(dataset, data_path, _names(columns), images=images, limit=limit)
@@ -177,7 +180,7 @@ def assign(
     affordable(estimate, max_cost, price_in, price_out, yes)
 
     async def work(sender: Sender) -> tuple[FactorTable, FactorTable | None]:
-        before = sum(sender.log.statuses().values())
+        before = _answered(sender)
         with tqdm(total=len(distinct(items)), unit="item", disable=None) as bar:
 
             def progress(done: int, total: int) -> None:
@@ -186,7 +189,7 @@ def assign(
             table = await run(
                 wanted, items, sender, batch=batch, seed=seed, retry_failed=retry_failed, progress=progress
             )
-        new = sum(sender.log.statuses().values()) - before
+        new = _answered(sender) - before
         say(f"{len(distinct(items)):,} different items, about {new:,} answered now, the others from earlier runs")
         return table, await run_again(wanted, items, sender, n=reask, seed=seed) if reask else None
 
@@ -201,6 +204,10 @@ def assign(
     if second is not None:
         _compare(table, second, beside(output, "reask.factors.json"))
     say(f"look at it with: recplug factors inspect {output} --dataset {dataset}{_given('--data_path', data_path)}")
+
+
+def _answered(sender: Sender) -> int:
+    return sum(count for status, count in sender.log.statuses().items() if status != "probe")
 
 
 def _compare(table: FactorTable, second: FactorTable, place: Path) -> None:

@@ -136,6 +136,8 @@ def main(arguments: Sequence[str]) -> None:
     paths = {key.partition(".")[2]: config.pop(key) for key in list(config) if key.startswith("features.")}
     if paths:
         config["features"] = {name: str(Path(str(path)).expanduser().absolute()) for name, path in paths.items()}
+    if config.get("factors") is not None:
+        config["factors"] = str(Path(str(config["factors"])).expanduser().absolute())
     result = run(
         model,
         str(own["dataset"]),

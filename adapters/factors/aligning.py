@@ -106,7 +106,11 @@ def _pairs(kinds: Sequence[Names], codes: Integers, places: Mapping[str, int]) -
 
 def _warn_of_size(spec: FactorSpec, kept: Names, item: Integers, value: Integers) -> None:
     if not len(item):
-        log.warning("factor %r is unknown for every item of the dataset; its vocabulary stays whole", spec.name)
+        log.warning(
+            "factor %r is unknown for every item of the dataset, or all its values are too small; its vocabulary stays"
+            " whole",
+            spec.name,
+        )
         return
     sizes, known = np.bincount(value), 1 + np.count_nonzero(np.diff(item))
     if sizes.max() > LARGEST * known:

@@ -14,14 +14,14 @@ StrPath = str | os.PathLike[str]
 
 
 def find_factors(dataset_dir: StrPath, dataset: str, path: StrPath | None = None) -> Path | None:
-    """Where the factor schema lies: ``DATASET.factors.json`` in the folder, if it is there, or what ``path`` names.
+    """Where the factor schema lies: ``DATASET.factors.json`` in the folder, if labels are beside it, or ``path``.
 
     A relative ``path`` counts from ``dataset_dir``, and the file that it names need not exist.
     """
     if path is not None:
         return Path(dataset_dir) / Path(path).expanduser()
     usual = Path(dataset_dir) / f"{dataset}{SUFFIX}"
-    return usual if usual.is_file() else None
+    return usual if usual.is_file() and usual.with_suffix(".parquet").is_file() else None
 
 
 def load_factors(
@@ -42,7 +42,7 @@ def load_factors(
         min_group: the smallest group to keep; see :meth:`FactorTable.align`.
 
     Returns:
-        The profiles and a report line; None and no line where there is no file.
+        The profiles and a report line; None where there is no file, with a line where only labels are missing.
 
     Raises:
         RecplugError: where the file that ``path`` names is missing, or for a malformed table or one without any of the
@@ -50,7 +50,8 @@ def load_factors(
     """
     found = find_factors(dataset_dir, dataset, path)
     if found is None:
-        return None, []
+        schema = Path(dataset_dir) / f"{dataset}{SUFFIX}"
+        return None, [f"{schema.name} has no labels yet; see: recplug factors assign"] if schema.is_file() else []
     if not found.is_file():
         raise RecplugError(
             f"no factors of {dataset} at {found}; make them with `recplug factors import` or `recplug factors assign`"

@@ -91,7 +91,9 @@ class FactorReport:
             found.append(f"{name!r} holds {share:.0%} of its items, so its group is nearly everybody")
         if self.coverage and self.effective < FEW:
             found.append(f"it is worth {self.effective:.1f} equal values; finer ones would tell more apart")
-        if self.lift and not self.lift.value > self.lift.high:
+        if self.coverage and self.small == sum(size > 0 for size in self.sizes.values()):
+            found.append("every value is too small for a group, so training sees nothing of it; merge values")
+        if self.lift and self.lift.value <= self.lift.high:
             found.append("items bought together agree on it no more than chance; leave it out")
         if self.agreement and self.agreement.kappa < UNSURE:
             advice = "drop it" if self.agreement.kappa < USELESS else "rewrite its definitions"
@@ -194,7 +196,8 @@ def report(
     items = len(id_tokens) - 1
     missing, failed = (items - len(held)) / items, (states["failed"] + states["refused"]) / items
     reports = []
-    for spec, factor, lift in zip(table.schema.factors, profiles.factors, found, strict=True):
+    heard = profiles.known.any(dim=0).tolist()  # else every value was rolled up to nothing
+    for spec, factor, lift, any_group in zip(table.schema.factors, profiles.factors, found, heard, strict=True):
         labels = [table.values[spec.name][row] for row in held]
         counts = Counter(name for names in labels for name in names)
         known = sum(map(bool, labels))
@@ -208,7 +211,7 @@ def report(
                 missing=missing,
                 other=counts[spec.other_name or ""] / items,
                 sizes={name: counts[name] for name in spec.names},
-                small=len(counts.keys() - set(factor.values)),
+                small=len(counts.keys() - set(factor.values if any_group else ())),
                 entropy=_entropy(np.array([*counts.values()]) / max(1, counts.total())),
                 largest=(top, counts[top] / max(1, known)),
                 multiple=sum(len(names) > 1 for names in labels) / items,
@@ -282,7 +285,7 @@ def _line(factor: FactorReport) -> str:
     parts.append(f"largest {name!r} {share:.1%}")
     parts += [f"{factor.small} too small for a group of their own"] if factor.small else []
     parts += [f"several values {factor.multiple:.1%}"] if factor.multiple else []
-    if factor.lift:
+    if factor.lift and not np.isnan(factor.lift.value):
         lift = factor.lift
         parts.append(f"lift {lift.value:.2f} (chance {lift.low:.2f} to {lift.high:.2f}, p {lift.p:.2g})")
     if factor.agreement:

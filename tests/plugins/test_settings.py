@@ -1,4 +1,4 @@
-from typing import Literal
+from typing import Literal, get_args, get_origin
 
 import pytest
 
@@ -55,6 +55,28 @@ def test_nested_keys_are_named_in_full():
 def test_a_key_that_is_no_word_is_refused():
     with pytest.raises(RecplugError, match="1"):
         parse_settings("mine", Mine, {1: 2})
+
+
+class Choice(PluginSettings):
+    kind: Literal["some", "none"] = setting("some", "A choice.")
+    limit: int | None = setting(3, "A number, or none.")
+
+
+def test_the_word_none_is_a_choice_where_it_is_one_although_configurations_read_it_as_nothing():
+    for given in (None, "none"):
+        assert parse_settings("mine", Choice, {"kind": given}).kind == "none"
+    assert parse_settings("mine", Choice, {"limit": None}).limit is None
+
+
+@pytest.mark.parametrize("plugin", [*available().values()], ids=lambda plugin: plugin.name)
+def test_no_choice_called_none_is_lost(plugin):
+    names = [
+        name
+        for name, field in plugin.settings.model_fields.items()
+        if get_origin(field.annotation) is Literal and "none" in get_args(field.annotation)
+    ]
+    parsed = parse_settings(plugin.name, plugin.settings, dict.fromkeys(names))
+    assert [getattr(parsed, name) for name in names] == ["none"] * len(names)
 
 
 class Several(PluginSettings):

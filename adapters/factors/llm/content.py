@@ -96,6 +96,8 @@ def read_items(
                     items[row[0]] = Item(row[0], clean_fields(raw), pictures.get(row[0]))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise RecplugError(f"cannot read {file}: {error}; it must be tab-separated UTF-8") from None
+    if pictures and not any(item.image for item in items.values()):
+        raise RecplugError(f"no picture in {images} is called like an item; name them TOKEN.jpg, as in {file.name}")
     if all(item.empty for item in items.values()):
         raise RecplugError(f"{file}: not one item has text in {', '.join(chosen)}; choose others with --columns A,B")
     return list(items.values())

@@ -70,7 +70,8 @@ def test_a_table_is_written_edited_and_read_back(shop, recplug_cli):
     lines(recplug_cli(*IMPORT, "columns", *TINY, "--columns", "shelf,tags"))
     out = lines(recplug_cli(*INSPECT, *TINY, "--tsv", "edit.tsv"))
     schema = "data/tiny/tiny.factors.json"
-    assert f"edit.tsv: edit it, then: recplug factors import --from tsv edit.tsv --schema {schema}" in out
+    (told,) = [line for line in out if line.startswith("edit.tsv: edit it, then: ")]
+    lines(recplug_cli(*told.partition("recplug ")[2].split()))  # the command as it is printed
     with open("edit.tsv", newline="") as file:
         rows = list(csv.reader(file, delimiter="\t"))
     assert rows[0] == ["item_id", "shelf", "tags", "status"]
@@ -172,3 +173,23 @@ def test_training_interactions_are_those_of_the_split(shop):
     (shop / "tiny.train.inter").write_text("user_id:token\titem_id:token\nu0\ti1\nu0\ti2\n")
     (shop / "tiny.yaml").write_text(settings + "benchmark_filename: [train, valid, test]\n")
     assert training("tiny", shop.parent) == ([("u0", "i1"), ("u0", "i2")], "part train")
+
+
+def test_inspect_names_who_labelled(shop, recplug_cli):
+    lines(recplug_cli(*IMPORT, "columns", *TINY, "--columns", "shelf"))
+    made = FactorTable.load(shop / "tiny.factors.json")
+    FactorTable(made.schema, made.tokens, made.values, made.status, {"model": "m-1"}).save(shop / "tiny.factors.json")
+    assert "labels, model: m-1" in lines(recplug_cli(*INSPECT, *TINY))
+
+
+def test_what_import_prints_can_be_run(shop, recplug_cli):
+    out = lines(recplug_cli(*IMPORT, "columns", *TINY, "--columns", "shelf"))
+    lines(recplug_cli(*out[-1].partition("recplug ")[2].split()))
+
+
+def test_clusters_without_feature_tables_say_so(shop, recplug_cli):
+    for file in shop.glob("*.safetensors"):
+        file.unlink()
+    ended = recplug_cli(*IMPORT, "clusters", *TINY)
+    assert ended.code == 2
+    assert "tiny has no feature tables to cluster; make one, see: recplug features import --help" in ended.err

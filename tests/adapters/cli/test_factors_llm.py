@@ -282,3 +282,9 @@ def test_every_option_is_explained_and_help_loads_no_heavy_library():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "--dry_run" in done.stdout
+
+
+def test_the_schema_of_a_bundled_set_is_found_where_it_lies(recplug_cli):
+    ended = recplug_cli("factors", "assign", "--dataset", "amazon-scientific", "--dry_run")
+    assert (ended.code, ended.err) == (0, "")
+    assert "labelling: 158 calls" in ended.out  # as docs/factors.md says

@@ -40,6 +40,16 @@ def test_a_path_comes_before_the_usual_place_and_counts_from_the_folder(tmp_path
         assert lines[0].endswith("by m, x.json")
 
 
+def test_a_schema_without_labels_stops_no_run(tmp_path):
+    table(("a",)).save(tmp_path / "shop.factors.json")
+    (tmp_path / "shop.factors.parquet").unlink()
+    assert find_factors(tmp_path, "shop") is None
+    profiles, (line,) = load_factors(tmp_path, "shop", None, ["[PAD]", "i0"])
+    assert profiles is None
+    assert line == "shop.factors.json has no labels yet; see: recplug factors assign"
+    told(lambda: load_factors(tmp_path, "shop", "shop.factors.json", ["[PAD]", "i0"]), "no labels")
+
+
 def test_the_smallest_group_is_handed_on(tmp_path):
     table(("a",), ("a",), ("b",)).save(tmp_path / "shop.factors.json")
     known = [

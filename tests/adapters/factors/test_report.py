@@ -228,3 +228,14 @@ def test_panels_can_be_drawn(tmp_path):
 def test_a_data_set_without_any_of_the_items_is_refused():
     with pytest.raises(RecplugError, match="none of the dataset's 2 items"):
         report(table({"f": one("ab")}), ["[PAD]", "x", "y"])
+
+
+def test_a_factor_whose_values_are_all_too_small_is_called_so_and_has_no_lift():
+    made = table({"f": one([f"v{number // 2}" for number in range(20)])})
+    edges = torch.tensor([[user for user in range(5) for _ in range(4)], list(range(1, 21))])
+    found = report(made, tokens(20), edges, pairs=50, permutations=5)
+    assert found.factors[0].small == 10
+    line, *remarks = found.lines()[1:]
+    assert "10 too small" in line
+    assert "lift" not in line
+    assert remarks == ["    every value is too small for a group, so training sees nothing of it; merge values"]

@@ -122,3 +122,12 @@ def test_equal_contents_have_equal_hashes_whatever_their_tokens(tmp_path):
     assert len(set(hashes)) == 4
     assert all(len(found) == len(hashlib.sha256().hexdigest()) for found in hashes)
     assert len(distinct([*same, *different, Item("e")])) == 4
+
+
+def test_pictures_that_belong_to_no_item_are_an_error(shop, tmp_path):
+    data = shop("a\tChair\t\t\t")
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    (pictures / "chart.png").write_bytes(b"")
+    with pytest.raises(RecplugError, match=r"no picture in .* is called like an item"):
+        read_items("shop", data, images=pictures)
