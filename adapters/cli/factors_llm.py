@@ -25,7 +25,10 @@ Llm = Annotated[
 BaseUrl = Annotated[
     str | None, typer.Option("--base_url", help="openai: the server, such as http://localhost:8000/v1.")
 ]
-KeyEnv = Annotated[str, typer.Option("--key_env", help="openai: the environment variable that holds the key.")]
+KeyEnv = Annotated[
+    str | None,
+    typer.Option("--key_env", help="openai: the variable that holds the key; OPENAI_API_KEY for OpenAI itself alone."),
+]
 Columns = Annotated[
     str | None, typer.Option("--columns", help="A,B: what the model may read; default all text columns of NAME.item.")
 ]
@@ -57,7 +60,7 @@ def induce(
     data_path: DataPath = None,
     llm: Llm = None,
     base_url: BaseUrl = None,
-    key_env: KeyEnv = "OPENAI_API_KEY",
+    key_env: KeyEnv = None,
     columns: Columns = None,
     images: Images = None,
     factors: Annotated[int, typer.Option("--factors", min=1, help="How many, at most.")] = 10,
@@ -110,7 +113,7 @@ def induce(
     named = sum(len(spec.values) for spec in schema.factors)
     say(f"{output}: {len(schema.factors)} factors, {named} values; read it, edit it, then:")
     given = {"--data_path": data_path, "--llm": llm, "--base_url": base_url, "--columns": columns, "--images": images}
-    given |= {"--key_env": None if key_env == "OPENAI_API_KEY" else key_env, "--output": output}
+    given |= {"--key_env": key_env, "--output": output}
     say(f"recplug factors assign --dataset {dataset}{''.join(_given(*option) for option in given.items())}")
     if output.with_suffix(".parquet").exists():
         say(f"{output.with_suffix('.parquet')} was made with another schema; assign --overwrite makes it anew")
@@ -121,7 +124,7 @@ def assign(
     data_path: DataPath = None,
     llm: Llm = None,
     base_url: BaseUrl = None,
-    key_env: KeyEnv = "OPENAI_API_KEY",
+    key_env: KeyEnv = None,
     schema: Annotated[
         Path | None, typer.Option("--schema", help="The factors and their values; default DATASET.factors.json.")
     ] = None,

@@ -24,7 +24,7 @@ def asking(
     work: Callable[[Sender], Coroutine[Any, Any, T]],
     llm: str | None,
     base_url: str | None,
-    key_env: str,
+    key_env: str | None,
     output: Path,
     limits: dict[str, Any],
     price_in: float | None,

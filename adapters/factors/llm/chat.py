@@ -126,7 +126,7 @@ def open_chat(
     spec: str,
     *,
     base_url: str | None = None,
-    key_env: str = "OPENAI_API_KEY",
+    key_env: str | None = None,
     timeout: float = 60.0,
     mode: Mode = "auto",
     revision: str | None = None,

@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 
 OPENAI = "https://api.openai.com/v1"
 SECRET = 12  # characters; what is shorter ("none", "EMPTY") hides nothing, and may well stand in an answer
+OPENAI_KEY = "OPENAI_API_KEY"
 
 
 class OpenAIChat:
@@ -28,7 +29,8 @@ class OpenAIChat:
     Args:
         model: the server's name for it.
         base_url: usually ends in ``/v1``; default is OpenAI's.
-        key_env: the environment variable that holds the key. Other servers are asked without one where it is not set.
+        key_env: the environment variable that holds the key; default ``OPENAI_API_KEY`` for OpenAI, and none for other
+            servers, which are not to see OpenAI's key. Those are asked without one where it is not set.
         timeout: seconds for one attempt, from sending to the last byte.
         mode: ``strict`` asks for a JSON schema, ``json_object`` for JSON, ``prompt`` for nothing; ``auto`` leaves the
             choice to :mod:`recplug.adapters.factors.llm.probe`.
@@ -42,7 +44,7 @@ class OpenAIChat:
         model: str,
         *,
         base_url: str | None = None,
-        key_env: str = "OPENAI_API_KEY",
+        key_env: str | None = None,
         timeout: float = 60.0,
         mode: Mode = "auto",
     ) -> None:
@@ -59,11 +61,13 @@ class OpenAIChat:
         self.name, self.mode, self.timeout = model, mode, timeout
         self.place = parts.netloc
         self.temperature: float | None = 0.0
-        self._key = os.environ.get(key_env, "")
+        key_env = key_env or (OPENAI_KEY if parts.hostname == "api.openai.com" else None)
+        self._key = os.environ.get(key_env, "") if key_env else ""
         if not self._key and parts.hostname == "api.openai.com":
             raise RecplugError(f"{self.place} needs a key; put it into the environment variable {key_env}")
         if not self._key:
-            log.info("%s is not set: %s is asked without a key", key_env, self.place)
+            why = f"{key_env} is not set" if key_env else "no --key_env"
+            log.info("%s: %s is asked without a key", why, self.place)
         # OpenAI's newer models refuse the old name; most other servers know only that one.
         self._length = "max_completion_tokens" if parts.hostname == "api.openai.com" else "max_tokens"
         self._openai = openai

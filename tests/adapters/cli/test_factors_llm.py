@@ -75,7 +75,7 @@ def test_assign_labels_every_item_and_says_what_it_cost(factors, chat_server, la
 
 
 def test_only_allowed_columns_leave(factors, chat_server, labelled):
-    factors("assign")
+    factors("assign", "--key_env", "OPENAI_API_KEY")
     sent = json.dumps([seen.body for seen in chat_server.seen])
     assert "secret-" not in sent
     assert '"u1' not in sent
@@ -229,7 +229,10 @@ def oracle(server):
     return answer
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill"])
+INTERRUPT = pytest.param(signal.SIGINT, marks=pytest.mark.slow, id="ctrl-c")  # waits for a request under way
+
+
+@pytest.mark.parametrize("how", [INTERRUPT, pytest.param(signal.SIGKILL, id="kill")])
 def test_interrupted_it_goes_on_where_it_was(chat_server, factors, labelled, tmp_path, how):
     """Another process, which is really interrupted while the server keeps it waiting."""
     chat_server.plan = lambda seen: "stall" if len(chat_server.seen) >= 4 else "ok"

@@ -49,7 +49,7 @@ def open_sender(chat_server, clock, tmp_path):
     logs = []
 
     def make(*, mode="strict", timeout=10.0, log="answers.sqlite", concurrency=1, **options):
-        chat = OpenAIChat("oracle-1", base_url=chat_server.url, timeout=timeout, mode=mode)
+        chat = OpenAIChat("oracle-1", base_url=chat_server.url, timeout=timeout, mode=mode, key_env="OPENAI_API_KEY")
         logs.append(AnswerLog(tmp_path / log))
         return Sender(chat, logs[-1], concurrency=concurrency, sleep=clock.sleep, clock=clock, **options)
 

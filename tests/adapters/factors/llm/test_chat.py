@@ -22,7 +22,11 @@ def ask(chat_server):
         chat_server.script(*faults)
 
         async def run():
-            chat = OpenAIChat("oracle-1", base_url=chat_server.url, **({"mode": "strict", "timeout": 5} | options))
+            chat = OpenAIChat(
+                "oracle-1",
+                base_url=chat_server.url,
+                **({"mode": "strict", "timeout": 5, "key_env": "OPENAI_API_KEY"} | options),
+            )
             try:
                 return await chat.ask(request)
             finally:
@@ -140,7 +144,13 @@ def test_parts_of_content_are_joined(chat_server):
 
 def test_a_server_that_repeats_the_key_does_not_get_it_into_the_answer(chat_server):
     body = json.dumps({"choices": [{"message": {"content": f"your key is {KEY}"}}]})
-    assert OpenAIChat("oracle-1", base_url=chat_server.url)._answer(body, QUESTION).text == "your key is ***"
+    chat = OpenAIChat("oracle-1", base_url=chat_server.url, key_env="OPENAI_API_KEY")
+    assert chat._answer(body, QUESTION).text == "your key is ***"
+
+
+def test_openais_key_goes_to_openai_alone_unless_it_is_named(ask, chat_server):
+    ask("ok", key_env=None)
+    assert KEY not in str(dict(chat_server.seen[0].headers))
 
 
 def test_openai_needs_a_key_and_other_servers_are_told_to_go_without(monkeypatch, chat_server, ask, caplog):
