@@ -40,7 +40,7 @@ def choose(wanted: Literal["auto"] | Kind, profiles: FactorProfiles, fusion: Fac
         return wanted
     wishes: tuple[Kind, ...] = ("by_source", "additive")
     found: Kind = next((kind for kind in wishes if possible[kind]), "off")
-    log.info("mars: views %s", found if found != "off" else "off, as there are no two sources of content to compare")
+    log.info("mars: views %s", found if found != "off" else "off, as X has no content and the factors have one source")
     return found
 
 
