@@ -235,7 +235,7 @@ INTERRUPT = pytest.param(signal.SIGINT, marks=pytest.mark.slow, id="ctrl-c")  # 
 @pytest.mark.parametrize("how", [INTERRUPT, pytest.param(signal.SIGKILL, id="kill")])
 def test_interrupted_it_goes_on_where_it_was(chat_server, factors, labelled, tmp_path, how):
     """Another process, which is really interrupted while the server keeps it waiting."""
-    chat_server.plan = lambda seen: "stall" if len(chat_server.seen) >= 4 else "ok"
+    chat_server.plan = lambda seen: "stall" if len(chat_server.seen) >= 3 else "ok"
     words = ["factors", "assign", "--dataset", "shop", "--data_path", "data", "--llm", "openai:oracle-1"]
     words += ["--base_url", chat_server.url, "--concurrency", "1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
