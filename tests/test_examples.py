@@ -50,3 +50,15 @@ def test_plot_mars_factors(example, monkeypatch):
     assert len(shown) == 7  # the factors, losses, and five pictures of the run
     assert 0 < float(re.search(r"^ndcg@10 +([\d.]+)", out, re.MULTILINE).group(1)) < 1
     assert float(re.search(r"largest difference: (\S+)", out).group(1)) < 1e-6
+
+
+@pytest.mark.slow
+def test_plot_magnet_routing(example, monkeypatch):
+    shown = []
+    monkeypatch.setattr(plt, "show", lambda: shown.append(plt.gcf()) or plt.close())
+    out = example("plot_magnet_routing.py")
+    assert len(shown) == 7  # losses, the trigger, and five pictures of the two runs
+    found = re.findall(r"^(no )?routing losses +recall@10 (\d\.\d+)", out, re.MULTILINE)
+    assert len(found) == 2
+    assert all(0 < float(recall) < 1 for _, recall in found)
+    assert re.search(r"^behaviour complementary +0.10 +0.45 +0.45$", out, re.MULTILINE)

@@ -1,0 +1,139 @@
+"""MAGNET on items by themselves (node mode, ours): on the item table, or on propagated items."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from recplug.plugins.contract import Role
+from recplug.plugins.errors import RecplugError
+from recplug.plugins.magnet.module import Magnet
+from recplug.plugins.magnet.router import Routing, route
+from recplug.plugins.nn.contrast import first_of_each
+from recplug.plugins.step import BLOCK, Step
+
+
+class MagnetItems(Magnet):
+    """An item is routed by its own behaviour vector, and its row becomes the mixture of the experts' vectors.
+
+    Not the paper's granularity: an item has one routing for all users, and keeps one vector, so that dot products,
+    softmaxes over all items and nearest-neighbour indexes work as before. Entropies are those of the batch's positives
+    as they come, or the rarely sampled tail would fire the trigger.
+    """
+
+    def routed(self, z: Tensor, ids: Tensor) -> tuple[Tensor, Routing]:
+        """Of items ``ids [r]`` with ``z [r, d]``: the mixture ``[r, d]`` and its routing."""
+        x, absent = self.inputs(z, *self.cues.items(ids))
+        found = route(self.router(self.router.item(self.query(z))), absent, self.top_k)
+        return self.experts.vector(self.experts.item(x), found.kept), found
+
+    def item_routing(self, step: Step, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Dense routing ``[r, E]`` and its entropy ``[r]`` of a batch's items ``ids [r]``."""
+        raise NotImplementedError
+
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        """Coverage and confidence over the batch's positives."""
+        if self.settings.inert or step.batch.positives is None:
+            return {}
+        return self.route_losses(*self.item_routing(step, step.batch.positives))
+
+    def _sampled(self, z: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
+        absent = self.lacking(self.cues.items(items)[1])
+        found = route(self.router(self.router.item(z.index_select(0, items))), absent, self.top_k)
+        return found.dense, found.kept
+
+
+class MagnetTable(MagnetItems):
+    """On the item table: the same row whatever the history, as an input and as a candidate."""
+
+    by_item: frozenset[Role] = frozenset({"input", "candidate"})
+
+    def items(self, rows: Tensor, ids: Tensor, *, role: Role, sequence: Tensor | None) -> Tensor:
+        """``[*ids.shape, d]``."""
+        if self.settings.inert:
+            return rows
+        assert self.step is not None
+        return self.join(rows, self._looked_up(self.step, ids)[0])
+
+    def _looked_up(self, step: Step, ids: Tensor) -> tuple[Tensor, ...]:
+        """The mixture, dense routing and entropy at ``ids``, once a step and item."""
+
+        def compute(rows: Tensor) -> tuple[Tensor, ...]:
+            own, found = self.routed(step.table("items").index_select(0, rows), rows)
+            return own, found.dense, found.entropy
+
+        return step.lookup("magnet.items", ids, compute)
+
+    def item_routing(self, step: Step, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """As this step's rows were routed."""
+        _, dense, entropy = self._looked_up(step, ids)
+        return dense, entropy
+
+    def sampled_routing(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Dense and kept routing ``[n, E]`` of the items of pairs ``[n]``."""
+        return None if self.step is None else self._sampled(self.step.table("items"), items)
+
+
+class MagnetNodes(MagnetItems):
+    """On propagated items ``[n_items, d]``, of which a step needs its batch's.
+
+    ``every_node``: whether the host may read propagated items that the batch does not name.
+    """
+
+    every_node = False
+
+    def propagated(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
+        """``[n_users, d]``, ``[n_items, d]``; items that the batch does not name keep the host's vector."""
+        if self.settings.inert:
+            return users, items
+        if self.step is None:
+            raise RecplugError("magnet acts on propagated items within a step; ask the host, not the module")
+        memory = self.step.memory
+        memory["magnet.base"] = items
+        rows = self._rows(self.step, items)
+        if rows is None:
+            own = torch.cat([self._own(items, ids) for ids in _all(items).split(BLOCK)])
+            return users, self.join(items, own)
+        mixed, found = self.routed(items.index_select(0, rows), rows)
+        place = torch.arange(len(rows), device=rows.device)
+        memory["magnet.slot"] = torch.zeros(len(items), dtype=rows.dtype, device=rows.device).index_copy(0, rows, place)
+        memory["magnet.dense"], memory["magnet.entropy"] = found.dense, found.entropy
+        own = self.join(items.index_select(0, rows), mixed)
+        spare = torch.where(first_of_each(rows), rows, len(items))  # a row that comes twice is written once
+        room = torch.cat([items, items.new_zeros(1, items.shape[1])])
+        return users, room.index_copy(0, spare, own)[: len(items)]
+
+    def _own(self, items: Tensor, ids: Tensor) -> Tensor:
+        return self.routed(items.index_select(0, ids), ids)[0]
+
+    def _rows(self, step: Step, items: Tensor) -> Tensor | None:
+        """``[r]``: the items that this step reads; None for all."""
+        named = step.batch.items()
+        if step.kind != "training" or self.every_node or not named:
+            return None
+        rows = torch.cat(named)
+        # Counting distinct ids would stop an accelerator.
+        return torch.unique(rows) if rows.device.type == "cpu" else rows
+
+    def item_routing(self, step: Step, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """As this step's items were routed; anew where all of them were."""
+        memory = step.memory
+        if "magnet.dense" not in memory:
+            _, found = self.routed(memory["magnet.base"].index_select(0, ids), ids)
+            return found.dense, found.entropy
+        slot = memory["magnet.slot"][ids]
+        return memory["magnet.dense"].index_select(0, slot), memory["magnet.entropy"].index_select(0, slot)
+
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        """Coverage and confidence; none where the host has propagated nothing in this step."""
+        return super().losses(step) if "magnet.base" in step.memory else {}
+
+    def sampled_routing(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Dense and kept routing ``[n, E]`` of the items of pairs ``[n]``."""
+        if self.step is None or "magnet.base" not in self.step.memory:
+            return None
+        return self._sampled(self.step.memory["magnet.base"], items)
+
+
+def _all(items: Tensor) -> Tensor:
+    return torch.arange(len(items), device=items.device)

@@ -1,0 +1,245 @@
+"""What MAGNET's modes share: the mixture, the trigger, the losses of the routing, and the log."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recplug.plugins.contract import Augmentation, Modality, Panel
+from recplug.plugins.magnet.cues import Cues, mix
+from recplug.plugins.magnet.experts import Experts
+from recplug.plugins.magnet.losses import coverage, usage, weights
+from recplug.plugins.magnet.router import Router
+from recplug.plugins.magnet.settings import MagnetSettings
+from recplug.plugins.magnet.templates import Templates, plain, templates
+from recplug.plugins.magnet.trigger import Trigger
+from recplug.plugins.nn import Noise
+
+log = logging.getLogger("recplug")
+BEHAVIOUR = "behaviour"
+
+
+class Magnet(Augmentation):
+    r"""A mixture of experts over behaviour and content, routed by behaviour alone (MAGNET, arXiv 2602.20723).
+
+    .. math::
+        x^e &= w^e_B\,z + \textstyle\sum_m w^e_m\,h^m && \text{(9, 10), fixed mixes (12-15)} \\
+        \pi &= \mathrm{softmax}(\mathrm{Router}(z)), \quad \tilde\pi = \pi \text{ on its K best, renormalised}
+        && \text{(16-19)} \\
+        \mathcal L &= \lambda_{cov} \textstyle\sum_e (\bar\pi_e - 1/E)^2 + \lambda_{conf}\,\overline{H(\pi)}
+        + \lambda_{ctr} \mathcal L_{view} && \text{(28-31)}
+
+    Stage 1 presses for coverage, stage 2 for decided routing; :class:`Trigger` says when it changes.
+
+    Where we deviate: the paper gives no shape of heads, router and score, no epsilon and no place of the dropout;
+    content is frozen, at unit length, and an item or history without it is not asked for the experts anchored on it;
+    the entropy in the weights of eq. 31 carries no gradient; means over a batch; and by default the result is added to
+    the backbone's, times a trained gamma.
+
+    Args:
+        settings: every choice.
+        modalities: content sources, at least one.
+        n_rows: rows of the item table.
+        n_users: with the padding row.
+        edges: ``[2, n]`` (user, item) training interactions.
+        width: d, of behaviour vectors.
+        of_pairs: whether pairs are routed, or items.
+        seed: of the plugin's noise.
+    """
+
+    edges: Tensor
+    templates: Tensor
+    anchors: Tensor
+
+    def __init__(
+        self,
+        *,
+        settings: MagnetSettings,
+        modalities: Sequence[Modality],
+        n_rows: int,
+        n_users: int,
+        edges: Tensor,
+        width: int,
+        of_pairs: bool,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.settings = settings
+        self.width = width
+        self.n_rows = n_rows
+        self.n_users = n_users
+        self.sources = (BEHAVIOUR, *(m.name for m in modalities))
+        self.noise = Noise(seed)
+        self.pool = _pool(settings, self.sources)
+        self.top_k = min(settings.top_k, self.pool.n_experts)
+        self.register_buffer("edges", edges, persistent=False)
+        self.register_buffer("templates", self.pool.weights.to(edges.device), persistent=False)
+        self.register_buffer("anchors", self.pool.anchors.to(edges.device), persistent=False)
+        self.free: nn.Parameter | None = None
+        if settings.structure == "free":
+            self.free = nn.Parameter(torch.empty(self.pool.n_experts, len(self.sources)))
+        self.gamma: nn.Parameter | None = None
+        if settings.join == "residual":
+            self.gamma = nn.Parameter(torch.empty(()), requires_grad=settings.learn_gamma)
+        self.cues = Cues(
+            modalities=modalities,
+            n_rows=n_rows,
+            n_users=n_users if of_pairs else 0,
+            edges=edges,
+            width=width,
+            content_width=settings.content_width,
+        )
+        shape = {
+            "width": width,
+            "experts": self.pool.n_experts,
+            "of_pairs": of_pairs,
+            "activation": settings.activation,
+            "dropout": settings.dropout,
+            "noise": self.noise,
+        }
+        self.router = Router(hidden=settings.router_hidden, **shape)  # type: ignore[arg-type]
+        self.experts = Experts(hidden=settings.hidden, form=settings.expert_input, **shape)  # type: ignore[arg-type]
+        self.trigger = Trigger(
+            kind=settings.trigger,
+            threshold=settings.threshold,
+            patience=settings.patience,
+            clock=settings.clock,
+            t_min=settings.t_min,
+            t_max=settings.t_max,
+            ema=settings.entropy_ema,
+        )
+        self._told = 0, False  # steps at the last line of the log, and whether the switch was told
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw every layer anew; the trigger's state stays."""
+        for part in (self.cues, self.router, self.experts):
+            part.reset_parameters()
+        with torch.no_grad():
+            if self.gamma is not None:
+                self.gamma.fill_(self.settings.gamma)
+            if self.free is not None:
+                self.free.zero_()
+
+    # -- the mixture
+
+    def mixes(self) -> Tensor:
+        """``[E, M]``: the experts' weights of the sources."""
+        return self.templates if self.free is None else self.free.float().softmax(dim=-1)
+
+    def inputs(self, z: Tensor, cues: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+        """The experts' inputs ``[r, E, d]``, and which of them lack their anchor, ``[r, E]`` bool.
+
+        Args:
+            z: ``[r, d]``.
+            cues: ``[r, M-1, d]``.
+            present: ``[r, M-1]`` bool.
+        """
+        return mix(z, cues, present, self.mixes()), self.lacking(present)
+
+    def lacking(self, present: Tensor) -> Tensor:
+        """``[r, E]`` bool: experts whose anchor is not among the sources ``present [r, M-1]``."""
+        return ~F.pad(present, (1, 0), value=True).index_select(1, self.anchors)
+
+    def query(self, z: Tensor) -> Tensor:
+        """What the router reads of ``z [r, d]``."""
+        return z.detach() if self.settings.detach_router_input else z
+
+    def join(self, base: Tensor, own: Tensor) -> Tensor:
+        """The backbone's and MAGNET's scores or rows, both of one shape: added, or the latter in place."""
+        if self.gamma is None:
+            return own.to(base.dtype)
+        return base + (self.gamma * own).to(base.dtype)
+
+    # -- losses
+
+    def route_losses(self, dense: Tensor, entropy: Tensor) -> dict[str, Tensor]:
+        """Coverage and confidence of the positives' routing, ``dense [b, E]`` and ``entropy [b]``.
+
+        In training the trigger looks at it first (Alg. 2), so that the weights are those of the new stage.
+        """
+        settings, trigger = self.settings, self.trigger
+        if not len(entropy) or dense.shape[1] < 2:
+            return {}
+        found = usage(dense, entropy)
+        if self.training:
+            trigger.observe(found.marginal, found.conditional)
+        on_coverage, on_confidence = weights(
+            found.marginal,
+            trigger.second(),
+            scale=settings.lambda_route,
+            weighting=settings.weighting,
+            floor=settings.coverage_floor,
+        )
+        if self.training:
+            trigger.note(found.marginal, found.conditional, on_coverage, on_confidence)
+        if not settings.lambda_route:
+            return {}
+        return {"coverage": on_coverage * coverage(dense, found), "confidence": on_confidence * entropy.mean()}
+
+    # -- the log
+
+    def on_epoch_start(self, epoch: int) -> None:
+        """Let the trigger see the epoch, and say what the routing did in the one before."""
+        self.trigger.begin_epoch(epoch)
+        if epoch:
+            self._tell()
+
+    def on_evaluation_end(self, epoch: int, score: float) -> None:
+        """Say what the routing did."""
+        self._tell()
+
+    def _tell(self) -> None:
+        """One line on the switch, once; and one on the entropies of the last epoch."""
+        if self.settings.inert:
+            return
+        state, (steps, switched) = self.trigger.state(), self._told
+        if state["step"] == steps:
+            return
+        self._told = state["step"], state["stage"] > 1
+        experts = self.pool.n_experts
+        marginal, conditional = self.trigger.means()[-1, :2].tolist()
+        log.info(
+            "magnet: stage %d, entropy %.3f (%.1f of %d experts in use), of single routings %.3f",
+            state["stage"],
+            marginal,
+            experts**marginal,
+            experts,
+            conditional,
+        )
+        if state["stage"] < 2 or switched:
+            return
+        why = "forced by t_max" if state["forced"] else f"trigger {self.settings.trigger}"
+        log.info("magnet: stage 2 since step %d of epoch %d (%s)", state["switch_step"], state["switch_epoch"], why)
+        if state["switch_epoch"] == 0:
+            log.warning(
+                "magnet: the trigger fired inside the first epoch, at step %d: a fresh router is balanced, so this "
+                "says nothing of training, and stage 1 hardly took place; set magnet.trigger to armed",
+                state["switch_step"],
+            )
+
+    def diagnostics(self) -> dict[str, Panel | Tensor]:
+        """How experts are used, the entropy and the switch, what sources count, and for whom."""
+        from recplug.plugins.magnet.diagnostics import diagnose
+
+        return diagnose(self)
+
+    def sampled_routing(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Dense and kept routing ``[n, E]`` of training pairs, for pictures; None where the nodes are not known."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        """Sizes, and the choices that differ from the defaults."""
+        changed = self.settings.model_dump(exclude_defaults=True)
+        return ", ".join([f"sources={list(self.sources)}", *(f"{k}={v!r}" for k, v in changed.items())])
+
+
+def _pool(settings: MagnetSettings, sources: Sequence[str]) -> Templates:
+    found = templates(sources, alpha=settings.alpha, beta=settings.beta, delta=settings.delta, epsilon=settings.epsilon)
+    if settings.structure == "template":
+        return found
+    return plain(sources, 1 if settings.structure == "single" else found.n_experts)

@@ -1,0 +1,286 @@
+"""MAGNET on pairs of users and items, through the score seam: the paper's granularity."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from recplug.plugins.contract import Modality, Propagate
+from recplug.plugins.magnet.losses import view_contrast
+from recplug.plugins.magnet.module import Magnet
+from recplug.plugins.magnet.router import keep, route
+from recplug.plugins.magnet.settings import MagnetSettings
+from recplug.plugins.nn.propagation import Adjacency
+from recplug.plugins.step import Step
+
+FLOAT = 4  # bytes
+CPU_BLOCK = 2**22  # bytes: on the CPU, blocks that stay in its cache rank four times as fast
+VIEWS = ("observed", "induced")
+
+
+class Part(NamedTuple):
+    """What a pair's score takes from its user, or from its item.
+
+    ``first [r, E, h]`` and ``x [r, E, d]`` of the experts, ``query [r, h]`` of the router, ``absent [r, E]`` bool:
+    experts whose anchor it lacks.
+    """
+
+    first: Tensor
+    x: Tensor
+    query: Tensor
+    absent: Tensor
+
+    def at(self, rows: Tensor) -> Part:
+        """Of ``rows [n]``."""
+        return Part(*(values.index_select(0, rows) for values in self))
+
+    def cut(self, start: int, size: int) -> Part:
+        """Of ``size`` rows."""
+        return Part(*(values[start : start + size] for values in self))
+
+
+class MagnetPairs(Magnet):
+    """MAGNET's pair router: ``y = y_backbone + gamma * sum_e pi~_ui,e <v, s_ui^e>``.
+
+    Behaviour vectors are the host's nodes, or their mean with those of the graph that has content-induced edges too
+    (eq. 6). Where the host's nodes are not as wide as its table (NGCF, or after a plugin that widens them), LightGCN's
+    rule on the training graph takes their place.
+
+    Full ranking is exact. The first layers of experts and router are sums of a user's and an item's part, and the
+    score is linear, so that a block of users times items needs their sums only; blocks fit ``rank_memory``.
+
+    Args:
+        settings: every choice.
+        modalities: content sources.
+        n_rows: items with the padding row.
+        n_users: with the padding row.
+        edges: ``[2, n]`` training interactions.
+        width: d, of the host's tables.
+        induced: the graph with content-induced edges, or None: one view.
+        propagate: the rule on a graph.
+        seed: of the plugin's noise.
+    """
+
+    def __init__(
+        self,
+        *,
+        settings: MagnetSettings,
+        modalities: Sequence[Modality],
+        n_rows: int,
+        n_users: int,
+        edges: Tensor,
+        width: int,
+        propagate: Propagate,
+        induced: Adjacency | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            settings=settings,
+            modalities=modalities,
+            n_rows=n_rows,
+            n_users=n_users,
+            edges=edges,
+            width=width,
+            of_pairs=True,
+            seed=seed,
+        )
+        self.induced = induced  # graphs are no buffers: DDP would send them at every step
+        self.observed: Adjacency | None = None
+        self.propagate = propagate
+
+    # -- behaviour
+
+    def behaviour(self, step: Step) -> tuple[Tensor, Tensor]:
+        """``z``: ``users [n_users, d]``, ``items [n_items, d]``, once a step."""
+        memory = step.memory
+        if "magnet.users" not in memory:
+            users, items = zip(*self._views(step), strict=True)
+            memory["magnet.users"], memory["magnet.items"] = _mean(users), _mean(items)
+        return memory["magnet.users"], memory["magnet.items"]
+
+    def _views(self, step: Step) -> list[tuple[Tensor, Tensor]]:
+        """``users [n_users, d]``, ``items [n_items, d]`` of one view or two."""
+        views = [self._observed(step)]
+        if self.induced is not None:
+            self.induced = self.induced.to(views[0][0].device)
+            views.append(self._propagated(self.induced, step))
+        return views
+
+    def _observed(self, step: Step) -> tuple[Tensor, Tensor]:
+        users, items = step.nodes()
+        if users.shape[1] == self.width:
+            return users, items[: self.n_rows]
+        if self.observed is None:
+            self.observed = Adjacency.bipartite(self.edges, n_users=self.n_users, n_items=self.n_rows)
+        self.observed = self.observed.to(users.device)
+        return self._propagated(self.observed, step)
+
+    def _propagated(self, graph: Adjacency, step: Step) -> tuple[Tensor, Tensor]:
+        return self.propagate(graph, step.table("users"), step.table("items")[: self.n_rows])
+
+    # -- scores
+
+    def user_part(self, z: Tensor, ids: Tensor, without: Tensor | None = None) -> Part:
+        """Of users ``ids [r]`` with ``z [r, d]``; their profiles without the items ``without [r]``."""
+        x, absent = self.inputs(z, *self.cues.users(ids, without))
+        return Part(self.experts.user(x), x, self.router.user(self.query(z)), absent)
+
+    def item_part(self, z: Tensor, ids: Tensor) -> Part:
+        """Of items ``ids [r]`` with ``z [r, d]``."""
+        x, absent = self.inputs(z, *self.cues.items(ids))
+        return Part(self.experts.item(x), x, self.router.item(self.query(z)), absent)
+
+    def score(self, base: Tensor, users: Tensor, items: Tensor, step: Step) -> Tensor:
+        """Pairs ``base [b]``, or a block ``base [u, n]``."""
+        if self.settings.inert:
+            return base
+        if base.dim() == 1:
+            return self.join(base, self._pairs(users, items, step))
+        with torch.autocast(base.device.type, enabled=False):
+            if 0 < self.settings.rerank_top < len(items):
+                return self._reranked(base, users, items, step)
+            return self.join(base, self._block(users, items, step))
+
+    def _pairs(self, users: Tensor, items: Tensor, step: Step) -> Tensor:
+        """``[b]``."""
+        batch = step.batch
+        if step.kind == "training" and users is batch.users:
+            for place, known in enumerate((batch.positives, batch.negatives)):
+                if items is known:
+                    return self._compared(step)[place]
+        z_users, z_items = self.behaviour(step)
+        user = self.user_part(z_users.index_select(0, users), users)
+        item = self.item_part(z_items.index_select(0, items), items)
+        kept = keep(self.router(user.query + item.query), user.absent | item.absent, self.top_k)
+        return (kept * self.experts.pairs(user.first, item.first, user.x, item.x)).sum(dim=-1)
+
+    def _compared(self, step: Step) -> Tensor:
+        """``[k, b]``: the batch's positives and negatives, together: they share users, and the users' dropout.
+
+        Kept for the losses: the positives' routing, and the views of users and positives.
+        """
+        batch, memory = step.batch, step.memory
+        if "magnet.scores" in memory:
+            return memory["magnet.scores"]
+        users, positives = batch.users, batch.positives
+        assert users is not None
+        assert positives is not None
+        known = [ids for ids in (positives, batch.negatives) if ids is not None]
+        ids = torch.cat(known)  # [k b]
+        # Rows first, means later: whole tables are neither added nor given gradients more than once a view.
+        views = [(u.index_select(0, users), i.index_select(0, ids)) for u, i in self._views(step)]
+        for name, (of_users, of_items) in zip(VIEWS, views, strict=False):
+            memory[f"magnet.{name}.users"], memory[f"magnet.{name}.items"] = of_users, of_items[: len(users)]
+        z_users, z_items = (_mean(rows) for rows in zip(*views, strict=True))
+        without = positives if self.settings.leave_one_out and self.training else None
+        user = self.user_part(z_users, users, without)
+        item = Part(*(rows.unflatten(0, (len(known), -1)) for rows in self.item_part(z_items, ids)))  # [k, b, ...]
+        found = route(self.router(user.query + item.query), user.absent | item.absent, self.top_k)
+        memory["magnet.dense"], memory["magnet.entropy"] = found.dense[0], found.entropy[0]
+        scores = self.experts.pairs(user.first, item.first, user.x, item.x)  # [k, b, E]
+        memory["magnet.scores"] = (found.kept * scores).sum(dim=-1)
+        return memory["magnet.scores"]
+
+    # -- ranking
+
+    def _budget(self) -> int:
+        """How many pairs a block may hold."""
+        floats = max(self.experts.floats_a_pair(), 3 * max(self.settings.router_hidden, self.pool.n_experts))
+        room = self.settings.rank_memory * 2**20
+        if self.templates.device.type == "cpu":
+            room = min(room, CPU_BLOCK)
+        return max(1, room // (FLOAT * (floats + 4 * self.pool.n_experts)))
+
+    def _block(self, users: Tensor, items: Tensor, step: Step) -> Tensor:
+        """``[u, n]``: in tiles, whatever their number of experts and width."""
+        z_users, z_items = self.behaviour(step)
+        budget = self._budget()
+        tall = max(1, min(len(users), math.isqrt(budget)))
+        wide = max(1, min(len(items), budget // tall))
+        whole = self._whole(items, step)
+        out = []
+        for some in users.split(tall):
+            user = self.user_part(z_users.index_select(0, some), some)
+            row = []
+            for start in range(0, len(items), wide):
+                ids = items[start : start + wide]
+                part = self.item_part(z_items.index_select(0, ids), ids) if whole is None else whole.cut(start, wide)
+                row.append(self._tile(user, part))
+            out.append(torch.cat(row, dim=1))
+        return torch.cat(out)
+
+    def _tile(self, user: Part, item: Part) -> Tensor:
+        """``[u, n]``."""
+        logits = self.router(user.query.unsqueeze(1) + item.query)  # [u, n, E]
+        kept = keep(logits, user.absent.unsqueeze(1) | item.absent, self.top_k)
+        return (kept * self.experts.block(user.first, item.first, user.x, item.x)).sum(dim=-1)
+
+    def _whole(self, items: Tensor, step: Step) -> Part | None:
+        """Every item's part, kept for the evaluation where it fits: hosts may ask for one user at a time."""
+        floats = self.pool.n_experts * (self.settings.hidden + self.width) + self.settings.router_hidden
+        fits = 2 * FLOAT * floats * self.n_rows <= self.settings.rank_memory * 2**20
+        if step.kind != "evaluation" or items is not step.all_ids() or not fits:
+            return None
+        memory = step.memory
+        if "magnet.whole.first" not in memory:
+            part = self.item_part(self.behaviour(step)[1], items)
+            memory.update({f"magnet.whole.{name}": value for name, value in part._asdict().items()})
+        return Part(*(memory[f"magnet.whole.{name}"] for name in Part._fields))
+
+    def _reranked(self, base: Tensor, users: Tensor, items: Tensor, step: Step) -> Tensor:
+        """``[u, n]``: the backbone's best items by the joined score, the others behind them in the backbone's order."""
+        n = self.settings.rerank_top
+        z_users, z_items = self.behaviour(step)
+        whole = self._whole(items, step)
+        out = []
+        for some, scores in zip(users.split(size := max(1, self._budget() // n)), base.split(size), strict=True):
+            top = scores.topk(n, dim=1)  # [u, n]
+            place = top.indices.flatten()
+            ids = items.index_select(0, place)
+            item = self.item_part(z_items.index_select(0, ids), ids) if whole is None else whole.at(place)
+            user = self.user_part(z_users.index_select(0, some), some)
+            user = user.at(torch.arange(len(some), device=some.device).repeat_interleave(n))
+            kept = keep(self.router(user.query + item.query), user.absent | item.absent, self.top_k)
+            own = (kept * self.experts.pairs(user.first, item.first, user.x, item.x)).sum(dim=-1)
+            own = self.join(top.values, own.view_as(top.values))
+            behind = own.amin(dim=1, keepdim=True) - top.values[:, -1:]  # no other item comes before the last of these
+            out.append((scores + behind.clamp(max=0.0)).scatter(1, top.indices, own))
+        return torch.cat(out)
+
+    # -- losses
+
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        """Coverage, confidence and the contrast of the views, over the batch's positives."""
+        users, items = step.batch.users, step.batch.positives
+        if self.settings.inert or users is None or items is None:
+            return {}
+        if "magnet.dense" not in step.memory:  # the host has not compared these pairs
+            self._compared(step)
+        found = self.route_losses(step.memory["magnet.dense"], step.memory["magnet.entropy"])
+        if self.induced is not None and self.settings.lambda_view:
+            n, contrast = self.settings.contrast_rows, users.new_zeros((), dtype=torch.float32)
+            for side, ids in (("users", users), ("items", items)):
+                one, other = (step.memory[f"magnet.{view}.{side}"][:n] for view in VIEWS)
+                contrast = contrast + view_contrast(one, other, ids=ids[:n], temperature=self.settings.temperature)
+            found["view"] = self.settings.lambda_view * contrast
+        return found
+
+    def sampled_routing(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Dense and kept routing ``[n, E]`` of pairs ``[n]``."""
+        step = self.step
+        if step is None or (step.chain.propagates and step.propagated is None):
+            return None
+        z_users, z_items = self.behaviour(step)
+        lacks = self.lacking(self.cues.users(users)[1]) | self.lacking(self.cues.items(items)[1])
+        query = self.router.user(z_users.index_select(0, users)) + self.router.item(z_items.index_select(0, items))
+        found = route(self.router(query), lacks, self.top_k)
+        return found.dense, found.kept
+
+
+def _mean(views: Sequence[Tensor]) -> Tensor:
+    """Of one view or two, of one shape."""
+    return views[0] if len(views) == 1 else (views[0] + views[1]) / 2

@@ -1,0 +1,130 @@
+"""Which experts answer: a distribution over all of them, of which the first K are kept (eqs. 16-19)."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recplug.plugins.nn import Noise
+
+SMALL = 0.02  # of the last layer at the start: every pair is routed nearly evenly, without exact ties
+Activation = Literal["gelu", "relu"]
+
+
+class Routing(NamedTuple):
+    """Dense and kept weights of experts: ``dense [..., E]`` (pi), ``kept [..., E]`` (pi~), ``entropy [...]``."""
+
+    dense: Tensor
+    kept: Tensor
+    entropy: Tensor
+
+
+class Router(nn.Module):
+    r"""A hidden layer over behaviour vectors and one logit an expert.
+
+    The query of a pair is :math:`[z_u; z_i]`, so the first layer is a sum of a user's and an item's part: both are
+    computed once a node (:meth:`user`, :meth:`item`). The paper names no shape; hidden width, GELU and the small last
+    layer are ours. Without a hidden layer the logits themselves are such sums.
+
+    Args:
+        width: d, of a behaviour vector.
+        hidden: of the hidden layer; 0 for a linear router.
+        experts: E.
+        of_pairs: whether a user takes part.
+        activation: of the hidden layer.
+        dropout: on the query.
+        noise: the plugin's random stream.
+
+    Shapes:
+        ``user(z [r, d])`` and ``item(z [r, d])`` to ``[r, h]``; ``forward`` of their sum ``[..., h]`` to logits
+        ``[..., E]`` float32.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        hidden: int,
+        experts: int,
+        of_pairs: bool,
+        activation: Activation,
+        dropout: float,
+        noise: Noise,
+    ) -> None:
+        super().__init__()
+        self.p_dropout = dropout
+        self.noise = noise
+        self.activation = activation
+        out = hidden or experts
+        self.of_user = nn.Linear(width, out, bias=False) if of_pairs else None
+        self.of_item = nn.Linear(width, out)
+        self.last = nn.Linear(hidden, experts) if hidden else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw all layers anew."""
+        for layer in (self.of_user, self.of_item):
+            if layer is not None:
+                layer.reset_parameters()
+        last = self.of_item if self.last is None else self.last
+        nn.init.normal_(last.weight, std=SMALL)
+        nn.init.zeros_(last.bias)
+        if self.last is None and self.of_user is not None:
+            nn.init.normal_(self.of_user.weight, std=SMALL)
+
+    def user(self, z: Tensor) -> Tensor:
+        """A user's part of the first layer: ``[r, d]`` to ``[r, h]`` float32."""
+        assert self.of_user is not None
+        return self._first(self.of_user, z)
+
+    def item(self, z: Tensor) -> Tensor:
+        """An item's part of the first layer: ``[r, d]`` to ``[r, h]`` float32."""
+        return self._first(self.of_item, z)
+
+    def _first(self, layer: nn.Linear, z: Tensor) -> Tensor:
+        with torch.autocast(z.device.type, enabled=False):
+            return layer(self.noise.dropout(z.float(), self.p_dropout))
+
+    def forward(self, first: Tensor) -> Tensor:
+        """The sum of the parts ``[..., h]`` to logits ``[..., E]``."""
+        if self.last is None:
+            return first
+        with torch.autocast(first.device.type, enabled=False):
+            return self.last(activate(first, self.activation))
+
+    def extra_repr(self) -> str:
+        """Choices."""
+        return f"activation={self.activation}, dropout={self.p_dropout}"
+
+
+def activate(x: Tensor, kind: Activation) -> Tensor:
+    """GELU or ReLU."""
+    return F.gelu(x) if kind == "gelu" else F.relu(x)
+
+
+def keep(logits: Tensor, absent: Tensor, k: int) -> Tensor:
+    """The kept weights pi~ (eqs. 18, 19) alone: ``[..., E]``; see :func:`route`."""
+    logits = logits.masked_fill(absent, -torch.inf)
+    if k >= logits.shape[-1]:
+        return logits.softmax(dim=-1)
+    best = logits.topk(k, dim=-1).indices  # [..., K]
+    kept = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, best, True)
+    return logits.masked_fill(~kept, -torch.inf).softmax(dim=-1)
+
+
+def route(logits: Tensor, absent: Tensor, k: int) -> Routing:
+    """Softmax over the experts that can be asked, and over the K best of them, which renormalises (eqs. 17-19).
+
+    Args:
+        logits: ``[..., E]`` float32.
+        absent: ``[..., E]`` bool: experts whose anchor is missing; at least one is not.
+        k: K; where fewer experts can be asked, all of these are kept.
+    """
+    with torch.autocast(logits.device.type, enabled=False):
+        log_dense = logits.float().masked_fill(absent, -torch.inf).log_softmax(dim=-1)
+        dense = log_dense.exp()
+        entropy = -(dense * log_dense.masked_fill(absent, 0.0)).sum(dim=-1)
+        return Routing(dense, keep(logits.float(), absent, k), entropy)
