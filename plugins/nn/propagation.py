@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from recplug.plugins.errors import RecplugError
@@ -39,6 +40,7 @@ class Adjacency:
         self.shape = (int(shape[0]), int(shape[1]))
         self.symmetric = symmetric
         self._csr: dict[torch.dtype, Tensor] = {}
+        self._cast: dict[torch.dtype, Tensor] = {}
         self._transpose: Adjacency | None = None
         self._layout: list[tuple[Tensor, Tensor, Tensor]] = []  # the transpose's, shared by with_values()
 
@@ -183,6 +185,12 @@ class Adjacency:
                 )
         return self._csr[dtype]
 
+    def bags(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """Where rows begin ``[m + 1]``, columns ``[nnz]`` and values ``[nnz]`` of ``dtype``."""
+        if dtype != self.dtype:
+            self._cast.setdefault(dtype, self._values.to(dtype))
+        return self._crow, self._col, self._cast.get(dtype, self._values)
+
     # -- products
 
     def matmul(self, x: Tensor) -> Tensor:
@@ -230,7 +238,7 @@ class Adjacency:
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_csr": {}, "_transpose": None, "_layout": []}
+        return {**self.__dict__, "_csr": {}, "_cast": {}, "_transpose": None, "_layout": []}
 
     def __repr__(self) -> str:
         return f"Adjacency(shape={self.shape}, nnz={self.nnz}, symmetric={self.symmetric}, device='{self.device}')"
@@ -277,14 +285,25 @@ def lightgcn(adjacency: Adjacency, users: Tensor, items: Tensor, layers: int) ->
     return nodes[: len(users)], nodes[len(users) :]
 
 
+def _times(adjacency: Adjacency, x: Tensor) -> Tensor:
+    """``A x`` without a gradient.
+
+    On the CPU a row is a weighted bag of ``x``'s rows: torch's kernel for that reads them twice as fast as MKL's product.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        if x.device.type != "cpu":
+            return torch.mm(adjacency.csr(x.dtype), x)
+        crow, col, values = adjacency.bags(x.dtype)
+        return F.embedding_bag(col, x, crow, mode="sum", include_last_offset=True, per_sample_weights=values)
+
+
 class _Product(torch.autograd.Function):
     """``A x``; the gradient is ``A^T g``, again a product that can be differentiated."""
 
     @staticmethod
     def forward(ctx: Any, adjacency: Adjacency, x: Tensor) -> Tensor:
         ctx.adjacency = adjacency
-        with torch.autocast(x.device.type, enabled=False):
-            return torch.mm(adjacency.csr(x.dtype), x.contiguous())
+        return _times(adjacency, x.contiguous())
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
@@ -299,13 +318,10 @@ class _Mean(torch.autograd.Function):
         ctx.adjacency, ctx.layers = adjacency, layers
         if layers == 0:
             return x.clone()
-        matrix, x = adjacency.csr(x.dtype), x.contiguous()
-        with torch.autocast(x.device.type, enabled=False):
-            total, other = torch.empty_like(x), torch.empty_like(x)
-            torch.addmm(x, matrix, x, out=total)  # [n, d]
-            for _ in range(layers - 1):
-                torch.addmm(x, matrix, total, out=other)
-                total, other = other, total
+        x = x.contiguous()
+        total = x
+        for _ in range(layers):
+            total = _times(adjacency, total).add_(x)  # [n, d]
         return total.div_(layers + 1)
 
     @staticmethod
