@@ -7,7 +7,7 @@ host framework.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args
 import torch
 from torch import Tensor, nn
 
+from recplug.plugins.errors import RecplugError, did_you_mean
 from recplug.plugins.settings import PluginSettings
 
 if TYPE_CHECKING:
@@ -150,6 +151,19 @@ class Context:
     others_nodes: bool = False
     scores: bool = False
     cache: Path | None = None
+
+    def content(self, names: Sequence[str] | None, *, of: str) -> list[Modality]:
+        """The modalities of these names, for plugin ``of``; all there are for None.
+
+        Raises:
+            RecplugError: one of them has no feature table.
+        """
+        for name in names or ():
+            if name not in self.modalities:
+                have = ", ".join(self.modalities) or "none"
+                hint = did_you_mean(name, self.modalities)
+                raise RecplugError(f"{of}.modalities names '{name}'; feature tables: {have}{hint}")
+        return [self.modalities[name] for name in (self.modalities if names is None else names)]
 
 
 @dataclass(frozen=True)

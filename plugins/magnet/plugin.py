@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from recplug.plugins.contract import Context, Modality, Plugin, Requirements, Seam
-from recplug.plugins.errors import RecplugError, did_you_mean
+from recplug.plugins.errors import RecplugError
 from recplug.plugins.hookspecs import hookimpl
 from recplug.plugins.magnet.induced import induced_edges
 from recplug.plugins.magnet.items import MagnetNodes, MagnetTable
@@ -33,7 +33,9 @@ def requirements(settings: MagnetSettings) -> Requirements:
 
 def build(settings: MagnetSettings, context: Context) -> Magnet:
     """Make MAGNET for one backbone."""
-    modalities = _modalities(settings, context)
+    modalities = context.content(settings.modalities, of="magnet")
+    if not modalities:
+        raise RecplugError("magnet.modalities is empty, and MAGNET mixes behaviour with content; name one")
     if settings.mode == "pair" or (settings.mode == "auto" and context.scores):
         return _pairs(settings, context, modalities)
     if settings.mode == "auto":
@@ -101,19 +103,6 @@ def _induced(settings: MagnetSettings, context: Context, modalities: list[Modali
         return None
     both = torch.cat([context.edges, found.to(context.edges.device)], dim=1)
     return Adjacency.bipartite(both, n_users=context.n_users, n_items=context.n_items)
-
-
-def _modalities(settings: MagnetSettings, context: Context) -> list[Modality]:
-    names = tuple(context.modalities) if settings.modalities is None else settings.modalities
-    for name in names:
-        if name not in context.modalities:
-            have = ", ".join(context.modalities) or "none"
-            raise RecplugError(
-                f"magnet.modalities names '{name}'; feature tables: {have}{did_you_mean(name, context.modalities)}"
-            )
-    if not names:
-        raise RecplugError("magnet.modalities is empty, and MAGNET mixes behaviour with content; name one")
-    return [context.modalities[name] for name in names]
 
 
 @hookimpl

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from recplug.plugins.contract import Context, Modality, Plugin, Requirements, Seam
-from recplug.plugins.errors import RecplugError, did_you_mean
+from recplug.plugins.errors import RecplugError
 from recplug.plugins.hookspecs import hookimpl
 from recplug.plugins.mars.module import Mars, MarsNodes, MarsTable
 from recplug.plugins.mars.settings import MarsSettings
@@ -43,7 +43,7 @@ def build(settings: MarsSettings, context: Context) -> Mars:
         )
     nodes = same if settings.seam == "auto" else settings.seam == "propagated"
     n_rows = context.n_items if nodes else context.n_rows["items"]
-    modalities = _modalities(settings, context)
+    modalities = context.content(settings.modalities, of="mars")
     contributors = None
     if settings.contributors == "warm":
         contributors = torch.zeros(n_rows, dtype=torch.bool, device=context.device)
@@ -60,17 +60,6 @@ def build(settings: MarsSettings, context: Context) -> Mars:
         every_node=context.others_nodes,
         edges=context.edges,
     )
-
-
-def _modalities(settings: MarsSettings, context: Context) -> list[Modality]:
-    names = tuple(context.modalities) if settings.modalities is None else settings.modalities
-    for name in names:
-        if name not in context.modalities:
-            have = ", ".join(context.modalities) or "none"
-            raise RecplugError(
-                f"mars.modalities names '{name}'; feature tables: {have}{did_you_mean(name, context.modalities)}"
-            )
-    return [context.modalities[name] for name in names]
 
 
 def _structure(settings: MarsSettings, context: Context, modalities: list[Modality], n_rows: int) -> Adjacency | None:

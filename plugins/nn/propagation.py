@@ -288,7 +288,8 @@ def lightgcn(adjacency: Adjacency, users: Tensor, items: Tensor, layers: int) ->
 def _times(adjacency: Adjacency, x: Tensor) -> Tensor:
     """``A x`` without a gradient.
 
-    On the CPU a row is a weighted bag of ``x``'s rows: torch's kernel for that reads them twice as fast as MKL's product.
+    On the CPU a row is a weighted bag of ``x``'s rows, for which torch's kernel is several times as fast as MKL's
+    product.
     """
     with torch.autocast(x.device.type, enabled=False):
         if x.device.type != "cpu":

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from recplug.plugins.contract import Context, Modality, Plugin, Requirements
-from recplug.plugins.errors import RecplugError, did_you_mean
+from recplug.plugins.errors import RecplugError
 from recplug.plugins.hookspecs import hookimpl
 from recplug.plugins.prism.module import Prism
 from recplug.plugins.prism.settings import PrismSettings
@@ -29,17 +29,11 @@ def requirements(settings: PrismSettings) -> Requirements:
 
 def build(settings: PrismSettings, context: Context) -> Prism:
     """Make PRISM for one backbone."""
-    names = settings.modalities or tuple(context.modalities)
-    for name in names:
-        if name not in context.modalities:
-            have = ", ".join(context.modalities) or "none"
-            raise RecplugError(
-                f"prism.modalities names '{name}'{did_you_mean(name, context.modalities)}; feature tables: {have}"
-            )
+    modalities = context.content(settings.modalities or None, of="prism")
+    names = [m.name for m in modalities]
     weights = settings.lambda_unique
     if isinstance(weights, dict) and (unknown := sorted(set(weights) - set(names))):
-        raise RecplugError(f"prism.lambda_unique names {unknown}; the modalities are {list(names)}")
-    modalities = [context.modalities[name] for name in names]
+        raise RecplugError(f"prism.lambda_unique names {unknown}; the modalities are {names}")
     if len(modalities) == 1 and settings.interaction:
         log.info("prism: one modality only (%s): interaction losses are undefined and off, the gate remains", names[0])
     for first in range(len(modalities)):

@@ -7,7 +7,7 @@ import logging
 import torch
 
 from recplug.plugins.contract import Context, Modality, Plugin, Requirements
-from recplug.plugins.errors import RecplugError, did_you_mean
+from recplug.plugins.errors import RecplugError
 from recplug.plugins.hookspecs import hookimpl
 from recplug.plugins.nn.content import content_graph, principal
 from recplug.plugins.nn.knn import cooccurrence
@@ -35,7 +35,7 @@ def build(settings: SsrSettings, context: Context) -> Ssr:
     has_users = nodes or "users" in context.width
     n_users = context.n_users if has_users else 0
     n_items = context.n_items if nodes else context.n_rows["items"]
-    modalities = _modalities(settings, context)
+    modalities = context.content(settings.modalities, of="ssr")
     free_width = nodes and context.free_width
     concat = settings.output == "concat" or (settings.output == "auto" and free_width)
     if concat and not free_width and modalities and settings.content_blocks:
@@ -75,17 +75,6 @@ def build(settings: SsrSettings, context: Context) -> Ssr:
         table_width=context.width.get("items", 0),
         seed=context.seed,
     )
-
-
-def _modalities(settings: SsrSettings, context: Context) -> list[Modality]:
-    names = tuple(context.modalities) if settings.modalities is None else settings.modalities
-    for name in names:
-        if name not in context.modalities:
-            have = ", ".join(context.modalities) or "none"
-            raise RecplugError(
-                f"ssr.modalities names '{name}'; feature tables: {have}{did_you_mean(name, context.modalities)}"
-            )
-    return [context.modalities[name] for name in names]
 
 
 def _content_graph(

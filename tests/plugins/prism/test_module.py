@@ -348,7 +348,7 @@ def test_settings_that_contradict_each_other_are_refused(settings, words):
 
 
 def test_modalities_that_there_are_not():
-    with pytest.raises(RecplugError, match=r"'txt'; did you mean 'text'\?; feature tables: image, text"):
+    with pytest.raises(RecplugError, match=r"'txt'; feature tables: image, text; did you mean 'text'\?"):
         host_of(modalities=["txt"])
     with pytest.raises(RecplugError, match=r"lambda_unique names \['audio'\]"):
         host_of(lambda_unique={"audio": 1.0})
