@@ -90,6 +90,8 @@ def _curves(axes: Axes, panel: Panel, values: np.ndarray) -> None:
     for index, line in enumerate(values):
         label = panel.rows[index] if panel.rows else None
         axes.plot(np.arange(len(line)), line, color=COLOURS[index % len(COLOURS)], linewidth=1.5, label=label)
+    for place, word in panel.marks:
+        axes.axvline(place, color="black", linewidth=1.0, linestyle="--", label=word)
     if panel.columns:  # what the horizontal axis counts, at five places
         places = np.linspace(0, values.shape[1] - 1, 5).round().astype(int)
         axes.set_xticks(places, [panel.columns[place] for place in places])
@@ -98,7 +100,9 @@ def _curves(axes: Axes, panel: Panel, values: np.ndarray) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     if panel.rows:
-        axes.legend(frameon=False, fontsize=9)
+        beside = len(panel.rows) + len(panel.marks) > 4  # so many would cover the lines
+        place = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)} if beside else {}
+        axes.legend(frameon=False, fontsize=9, **place)
 
 
 def _scatter(figure: Figure, panel: Panel, values: np.ndarray) -> None:

@@ -64,6 +64,7 @@ class Panel:
         rows, columns: labels; of a ``scatter``, the points' labels and the pictures' names.
         xlabel, ylabel: the axes' names, with units.
         limits: the colour or value range, where it has a natural one.
+        marks: of ``curves``: places on the horizontal axis where something happened, and what.
     """
 
     values: Tensor
@@ -75,6 +76,7 @@ class Panel:
     xlabel: str = ""
     ylabel: str = ""
     limits: tuple[float, float] | None = None
+    marks: tuple[tuple[float, str], ...] = ()
 
 
 class Propagate(Protocol):

@@ -51,24 +51,24 @@ def _sample(magnet: Magnet) -> tuple[Tensor, Tensor]:
 def _entropy(magnet: Magnet, curve: Tensor) -> Panel:
     """``[5, epochs]``."""
     state = magnet.trigger.state()
-    switched = "The second stage has not begun."
+    switched, marks = "The second stage has not begun.", ()
     if state["stage"] > 1:
         why = "forced by t_max" if state["forced"] else f"trigger {magnet.settings.trigger}"
         switched = f"The second stage began at step {state['switch_step']}, in epoch {state['switch_epoch']} ({why})."
-    lines = torch.stack(
-        [curve[:, 0], curve[:, 1], torch.full_like(curve[:, 0], magnet.settings.threshold), curve[:, 4]]
-    )
+        marks = ((float(state["switch_epoch"]), f"second stage, {why}"),)
+    lines = [curve[:, 0], curve[:, 1], torch.full_like(curve[:, 0], magnet.settings.threshold)]
     return Panel(
-        torch.cat([lines, curve[:, 2:4].sum(dim=1, keepdim=True).T]),
+        torch.stack([*lines, curve[:, 2], curve[:, 3]]),
         "curves",
         "How evenly experts are used, and how decided the routing is",
         f"Entropy over that of an even routing. {switched} Of the mean routing: near 1, all experts work. Of single "
         "routings: near 1, the router does not tell pairs apart; the gap between the two is what it has learned.",
-        rows=("of the mean routing", "of single routings", "threshold", "second stage (share of steps)", "loss weight"),
+        rows=("of the mean routing", "of single routings", "threshold", "weight of coverage", "weight of confidence"),
         columns=tuple(str(epoch) for epoch in range(len(curve))),
         xlabel="epoch",
         ylabel="normalised entropy",
         limits=(-0.05, 1.05),
+        marks=marks,
     )
 
 
@@ -105,16 +105,16 @@ def _by_group(magnet: Magnet, dense: Tensor, users: Tensor, items: Tensor) -> Pa
     rows, cells = groups(magnet.edges, magnet.n_users, magnet.n_rows, users, items)
     n = torch.zeros(len(rows), device=dense.device).index_add(0, cells, torch.ones_like(dense[:, 0]))
     total = torch.zeros(len(rows), dense.shape[1], device=dense.device).index_add(0, cells, dense)
-    seen = n > 0
+    means = (total / n.clamp(min=1).unsqueeze(1))[n > 0]
     return Panel(
-        (total / n.clamp(min=1).unsqueeze(1))[seen],
+        means,
         "heatmap",
         "Who is routed where",
         "Mean weight of each expert by the user's number of training interactions and the item's popularity (tail: the "
         "least popular 80 %; head: the most popular 5 %). Rows alike: the router does not tell these groups apart.",
         rows=tuple(f"{name} ({count:.0f})" for name, count in zip(rows, n.tolist(), strict=True) if count),
         columns=magnet.pool.names,
-        limits=(0.0, float(dense.max())),
+        limits=(0.0, float(means.max())),
     )
 
 

@@ -44,11 +44,12 @@ class Part(NamedTuple):
 
 
 class MagnetPairs(Magnet):
-    """MAGNET's pair router: ``y = y_backbone + gamma * sum_e pi~_ui,e <v, s_ui^e>``.
+    """MAGNET's pair router: ``y = <z_u, z_i> + gamma * sum_e pi~_ui,e <v, s_ui^e>``.
 
-    Behaviour vectors are the host's nodes, or their mean with those of the graph that has content-induced edges too
-    (eq. 6). Where the host's nodes are not as wide as its table (NGCF, or after a plugin that widens them), LightGCN's
-    rule on the training graph takes their place.
+    Behaviour vectors z are the host's nodes, or their mean with those of the graph that has content-induced edges too
+    (eq. 6). With one view, or ``base="backbone"``, the first term is the host's own score. Where the host's nodes are
+    not as wide as its table (NGCF, or after a plugin that widens them), it is so too, and LightGCN's rule on the
+    training graph gives the z that experts and router read.
 
     Full ranking is exact. The first layers of experts and router are sums of a user's and an item's part, and the
     score is linear, so that a block of users times items needs their sums only; blocks fit ``rank_memory``.
@@ -139,24 +140,37 @@ class MagnetPairs(Magnet):
         if self.settings.inert:
             return base
         if base.dim() == 1:
-            return self.join(base, self._pairs(users, items, step))
+            base, own = self._pairs(base, users, items, step)
+            return self.join(base, own)
         with torch.autocast(base.device.type, enabled=False):
+            if self._by_views(step):
+                z_users, z_items = self.behaviour(step)
+                base = (z_users.index_select(0, users) @ z_items.index_select(0, items).T).to(base.dtype)
             if 0 < self.settings.rerank_top < len(items):
                 return self._reranked(base, users, items, step)
             return self.join(base, self._block(users, items, step))
 
-    def _pairs(self, users: Tensor, items: Tensor, step: Step) -> Tensor:
-        """``[b]``."""
+    def _by_views(self, step: Step) -> bool:
+        """Whether the views' mean takes the place of the host's nodes: two views, as wide as these."""
+        if self.induced is None or self.settings.base == "backbone" or self.settings.join == "replace":
+            return False
+        return step.nodes()[0].shape[1] == self.width
+
+    def _pairs(self, base: Tensor, users: Tensor, items: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        """``[b]``: what is added to, and MAGNET's part."""
         batch = step.batch
         if step.kind == "training" and users is batch.users:
             for place, known in enumerate((batch.positives, batch.negatives)):
                 if items is known:
-                    return self._compared(step)[place]
+                    own = self._compared(step)[place]
+                    return (step.memory["magnet.views"][place].to(base.dtype) if self._by_views(step) else base), own
         z_users, z_items = self.behaviour(step)
-        user = self.user_part(z_users.index_select(0, users), users)
-        item = self.item_part(z_items.index_select(0, items), items)
+        z_users, z_items = z_users.index_select(0, users), z_items.index_select(0, items)
+        if self._by_views(step):
+            base = (z_users * z_items).sum(dim=-1).to(base.dtype)
+        user, item = self.user_part(z_users, users), self.item_part(z_items, items)
         kept = keep(self.router(user.query + item.query), user.absent | item.absent, self.top_k)
-        return (kept * self.experts.pairs(user.first, item.first, user.x, item.x)).sum(dim=-1)
+        return base, (kept * self.experts.pairs(user.first, item.first, user.x, item.x)).sum(dim=-1)
 
     def _compared(self, step: Step) -> Tensor:
         """``[k, b]``: the batch's positives and negatives, together: they share users, and the users' dropout.
@@ -176,6 +190,8 @@ class MagnetPairs(Magnet):
         for name, (of_users, of_items) in zip(VIEWS, views, strict=False):
             memory[f"magnet.{name}.users"], memory[f"magnet.{name}.items"] = of_users, of_items[: len(users)]
         z_users, z_items = (_mean(rows) for rows in zip(*views, strict=True))
+        if self._by_views(step):
+            memory["magnet.views"] = (z_users * z_items.unflatten(0, (len(known), -1))).sum(dim=-1)  # [k, b]
         without = positives if self.settings.leave_one_out and self.training else None
         user = self.user_part(z_users, users, without)
         item = Part(*(rows.unflatten(0, (len(known), -1)) for rows in self.item_part(z_items, ids)))  # [k, b, ...]
@@ -221,7 +237,7 @@ class MagnetPairs(Magnet):
 
     def _whole(self, items: Tensor, step: Step) -> Part | None:
         """Every item's part, kept for the evaluation where it fits: hosts may ask for one user at a time."""
-        floats = self.pool.n_experts * (self.settings.hidden + self.width) + self.settings.router_hidden
+        floats = self.pool.n_experts * (self.experts.hidden + self.width) + self.settings.router_hidden
         fits = 2 * FLOAT * floats * self.n_rows <= self.settings.rank_memory * 2**20
         if step.kind != "evaluation" or items is not step.all_ids() or not fits:
             return None

@@ -14,7 +14,7 @@ from recplug.plugins.magnet.induced import induced_edges
 from recplug.plugins.magnet.items import MagnetNodes, MagnetTable
 from recplug.plugins.magnet.module import Magnet
 from recplug.plugins.magnet.pairs import MagnetPairs
-from recplug.plugins.magnet.settings import MagnetSettings
+from recplug.plugins.magnet.settings import OF_NODES, MagnetSettings
 from recplug.plugins.nn.propagation import Adjacency, lightgcn
 
 log = logging.getLogger("recplug")
@@ -42,9 +42,10 @@ def build(settings: MagnetSettings, context: Context) -> Magnet:
         log.info("magnet: %s does not let plugins change scores; items are routed by themselves", context.host)
     if settings.views == "dv":
         raise RecplugError("magnet.views dv contrasts behaviour of pairs; set magnet.views to auto or sv in node mode")
-    if settings.expert_input != "concat":
+    if settings.expert_input not in OF_NODES:
         raise RecplugError(
-            f"magnet.expert_input {settings.expert_input} is of pairs, and {context.host} takes node mode; set concat"
+            f"magnet.expert_input {settings.expert_input} is of pairs, and {context.host} takes node mode; set "
+            f"{' or '.join(OF_NODES)}"
         )
     if settings.rerank_top:
         raise RecplugError(f"magnet.rerank_top is of pairs, and {context.host} takes node mode; leave it out")

@@ -11,6 +11,8 @@ from pydantic import field_validator, model_validator
 from recplug.plugins.settings import PluginSettings, setting
 
 Preset = Literal["plugin", "paper", "robust"]
+OF_NODES = ("product", "concat")  # forms of experts that make an item's vector without a user
+_OR = " or ".join(OF_NODES)
 TRIGGERS = ("paper", "armed", "joint", "below", "plateau")
 
 # What a preset says where the user says nothing; `plugin` is the defaults below.
@@ -25,8 +27,10 @@ PRESETS: dict[Preset, dict[str, Any]] = {
         "content_width": 0,
         "contrast_rows": 1024,
         "trigger": "paper",
+        "expert_input": "concat",
+        "leave_one_out": False,
     },
-    "robust": {"coverage_floor": 0.1, "leave_one_out": True},
+    "robust": {"coverage_floor": 0.1},
 }
 
 
@@ -36,8 +40,7 @@ class MagnetSettings(PluginSettings):
     preset: Preset = setting(
         "plugin",
         "A named reading: an addition to the backbone; the paper as printed (Baby's values, its scores in the "
-        "backbone's place); or the addition with a coverage loss in both stages and users' profiles without the "
-        "positive. Other settings given beside it win.",
+        "backbone's place); or the addition with a coverage loss in both stages. Other settings given beside it win.",
     )
     mode: Literal["auto", "pair", "node"] = setting(
         "auto",
@@ -49,8 +52,17 @@ class MagnetSettings(PluginSettings):
     join: Literal["residual", "replace"] = setting(
         "residual", "Whether MAGNET's score (or item) is added to the backbone's or takes its place (the paper)."
     )
+    base: Literal["views", "backbone"] = setting(
+        "views",
+        "With join 'residual' and two views: what MAGNET's part is added to, the dot product of the views' mean or "
+        "the backbone's own score.",
+        paper="eq. 6",
+    )
     gamma: float = setting(
-        0.01, "With join 'residual': what MAGNET's part is multiplied by at the start.", search=(0.003, 0.3)
+        1.0,
+        "With join 'residual': what MAGNET's part is multiplied by at the start; experts with a hidden layer want "
+        "0.01.",
+        search=(0.01, 2.0),
     )
     learn_gamma: bool = setting(True, "Whether gamma is trained; fixed at 0 it leaves the backbone as it is.")
     # -- graphs
@@ -76,7 +88,10 @@ class MagnetSettings(PluginSettings):
         256, "Principal components kept of wider content vectors; 0 keeps all columns.", ge=0, le=65536
     )
     leave_one_out: bool = setting(
-        False, "Whether, in training, a user's content profile leaves out the positive that is scored.", paper="eq. 8"
+        True,
+        "Whether, in training, a user's content profile leaves out the positive that is scored; without that the "
+        "experts learn to find it there, and in the test it is not (the paper says nothing of it).",
+        paper="eq. 8",
     )
     # -- experts
     structure: Literal["template", "free", "single"] = setting(
@@ -94,14 +109,15 @@ class MagnetSettings(PluginSettings):
         search=(0.3, 0.8),
     )
     epsilon: float = setting(0.1, "The anchor's share in a complementary expert.", paper="ε, eq. 14", ge=0, le=1)
-    expert_input: Literal["concat", "concat_prod", "dot"] = setting(
-        "concat",
-        "What an expert makes of a pair: an MLP of both vectors side by side (the paper), of their product too, or the "
-        "dot product of two projections.",
+    expert_input: Literal["product", "concat", "concat_prod", "dot"] = setting(
+        "product",
+        "What an expert makes of a pair: the dot product of its two vectors, each column weighed anew (ours); an MLP "
+        "of both side by side (the paper), of their product too, or the dot product of two projections, all of which "
+        "need more data than reviews have.",
         paper="φ, eq. 11",
-        search=["concat", "concat_prod", "dot"],
+        search=["product", "concat", "concat_prod", "dot"],
     )
-    hidden: int = setting(64, "Width of an expert's hidden layer.", ge=1, le=4096)
+    hidden: int = setting(64, "Width of an expert's hidden layer, where it has one.", ge=1, le=4096)
     activation: Literal["gelu", "relu"] = setting("gelu", "Of experts and router; ReLU ranks faster.")
     dropout: float = setting(
         0.1, "On the experts' hidden layer and the router's query.", paper="p_d", search=(0.0, 0.3), ge=0, lt=1
@@ -182,8 +198,10 @@ class MagnetSettings(PluginSettings):
     def _fits(self) -> MagnetSettings:
         if self.rerank_top and self.join == "replace":
             raise ValueError("rerank_top ranks by the backbone's scores, which join 'replace' does not train")
-        if self.mode == "node" and self.expert_input != "concat":
-            raise ValueError(f"expert_input {self.expert_input} is of pairs; with mode 'node' it is 'concat'")
+        if self.mode == "node" and self.expert_input not in OF_NODES:
+            raise ValueError(
+                f"expert_input {self.expert_input} is of pairs; with mode 'node' choose {' or '.join(OF_NODES)}"
+            )
         return self
 
     @property

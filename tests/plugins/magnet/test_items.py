@@ -13,7 +13,7 @@ from recplug.plugins.testing.case import N_ITEMS, step_loss
 HOSTS = ["mean-ce", "mask-ce", "graph-bpr", "nodes-bpr"]
 
 
-def slow(magnet, z, content):
+def slow(magnet, z, content, slow_expert):
     """``[n_items, d]``: every item's mixture, one expert and source at a time; and its dense routing."""
     units = [F.normalize(m.values.float(), dim=1) for m in content]
     out, dense = torch.zeros_like(z), torch.zeros(len(z), magnet.pool.n_experts)
@@ -28,15 +28,14 @@ def slow(magnet, z, content):
         for e in range(magnet.pool.n_experts):
             there = [(float(w), v) for w, v in zip(magnet.mixes()[e], sources, strict=True) if v is not None]
             x = sum(w * v for w, v in there) / sum(w for w, _ in there)
-            experts = magnet.experts
-            hidden = F.gelu(x @ experts.of_item[e] + experts.first_bias[e])
-            out[i] += found.kept[e] * (hidden @ experts.second[e] + experts.second_bias[e])
+            out[i] += found.kept[e] * slow_expert(magnet.experts, e, None, x)[0]
     return out, dense
 
 
+@pytest.mark.parametrize("form", ["product", "concat"])
 @pytest.mark.parametrize("host_name", HOSTS)
-def test_rows_are_the_slow_ones(make, module_of, host_name):
-    case = make(host_name, mode="node", gamma=0.4)
+def test_rows_are_the_slow_ones(make, module_of, slow_expert, host_name, form):
+    case = make(host_name, mode="node", gamma=0.4, expert_input=form)
     host, batch = case.build().eval(), case.batch()
     magnet, content = module_of(host), list(case.modalities().values())
     with torch.no_grad(), host.chain.asking() as step:
@@ -48,14 +47,14 @@ def test_rows_are_the_slow_ones(make, module_of, host_name):
         else:
             assert isinstance(magnet, MagnetTable)
             z, found = step.table("items"), host.backbone.items.weight
-        expected = z + 0.4 * slow(magnet, z, content)[0]
+        expected = z + 0.4 * slow(magnet, z, content, slow_expert)[0]
         assert torch.allclose(found[1:N_ITEMS], expected[1:N_ITEMS], atol=1e-4)
     if host_name == "nodes-bpr":
         assert torch.allclose(host.scores(batch), z_users[batch.users] @ found.T, atol=1e-4)
 
 
 @pytest.mark.parametrize("host_name", HOSTS)
-def test_training_reads_the_same_rows_and_weighs_items_as_they_come(make, module_of, host_name):
+def test_training_reads_the_same_rows_and_weighs_items_as_they_come(make, module_of, slow_expert, host_name):
     case = make(host_name, mode="node", dropout=0.0)
     host, batch = case.build().train(), case.batch()
     positives = torch.tensor([4, 4, 4, 9])
@@ -67,7 +66,7 @@ def test_training_reads_the_same_rows_and_weighs_items_as_they_come(make, module
         host.backbone.loss(batch)
         parts = magnet.losses(step)
         z = step.memory["magnet.base"] if host_name == "nodes-bpr" else step.table("items")
-        dense = slow(magnet, z, content)[1][positives]
+        dense = slow(magnet, z, content, slow_expert)[1][positives]
     mean = dense.mean(dim=0)
     h = -torch.special.xlogy(mean, mean).sum() / torch.log(torch.tensor(9.0))
     expected = 0.3 * (1 - h) * (mean - 1 / 9).square().sum()

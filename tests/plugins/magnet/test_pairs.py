@@ -21,7 +21,7 @@ def randomised(host, seed=3):
     return host
 
 
-def slow_scores(magnet, z_users, z_items, edges, content, *, of_pairs=True):
+def slow_scores(magnet, z_users, z_items, edges, content, slow_expert):
     """``[n_users, n_items, ...]``: MAGNET's own score of every pair, one pair, expert and source at a time."""
     histories = [[] for _ in range(N_USERS)]
     for u, i in sorted(set(map(tuple, edges.T.tolist()))):
@@ -49,15 +49,7 @@ def slow_scores(magnet, z_users, z_items, edges, content, *, of_pairs=True):
                 for sources in (of_user, of_item):
                     there = [(float(weights[e, s]), v) for s, v in enumerate(sources) if v is not None]
                     x.append(sum(w * v for w, v in there) / sum(w for w, _ in there))
-                experts = magnet.experts
-                if experts.form == "dot":
-                    value = (x[0] @ experts.of_user[e]) @ (x[1] @ experts.of_item[e])
-                else:
-                    hidden = x[0] @ experts.of_user[e] + x[1] @ experts.of_item[e] + experts.first_bias[e]
-                    if experts.form == "concat_prod":
-                        hidden = hidden + (x[0] * x[1]) @ experts.of_product[e]
-                    s = torch.nn.functional.gelu(hidden) @ experts.second[e] + experts.second_bias[e]
-                    value = s @ experts.readout
+                value = slow_expert(magnet.experts, e, *x)[1]
                 scores[u, i] += kept[e] * value
     return scores
 
@@ -87,22 +79,22 @@ def behaviour(case, host, magnet):
 @pytest.mark.parametrize(
     ("host_name", "settings"),
     [
-        ("nodes-bpr", {"views": "dv", "induced": 3, "neighbours": 3}),
+        ("nodes-bpr", {"views": "dv", "induced": 3, "neighbours": 3, "expert_input": "concat"}),
         ("nodes-bpr", {"views": "sv", "expert_input": "dot", "top_k": 1}),
         ("graph-bpr", {"views": "dv", "induced": 2, "expert_input": "concat_prod"}),
         ("graph-bpr", {"views": "sv", "structure": "free", "router_hidden": 0, "top_k": 9}),
-        ("graph-bpr", {"views": "sv", "structure": "single"}),
+        ("graph-bpr", {"views": "sv", "structure": "single", "expert_input": "concat"}),
         ("graph-bpr", {"views": "sv", "modalities": ("text",)}),
     ],
-    ids=["paper", "dot", "product", "free", "single", "one modality"],
+    ids=["paper", "dot", "concat and product", "free", "single", "one modality"],
 )
-def test_scores_are_the_slow_ones(make, module_of, host_name, settings):
+def test_scores_are_the_slow_ones(make, module_of, slow_expert, host_name, settings):
     case = make(host_name, mode="pair", join="replace", **settings)
     host = randomised(case.build()).eval()
     magnet, content = module_of(host), list(case.modalities().values())
     content = [m for m in content if m.name in magnet.sources]
     with torch.no_grad():
-        expected = slow_scores(magnet, *behaviour(case, host, magnet), case.edges(), content)
+        expected = slow_scores(magnet, *behaviour(case, host, magnet), case.edges(), content, slow_expert)
     batch = replace(case.batch(), users=USERS)
     scores = host.scores(batch)
     assert torch.allclose(scores, expected[1:], atol=1e-4)
@@ -119,7 +111,7 @@ def test_residual_adds_gamma_times_it(make):
     assert torch.allclose(both, base + 0.3 * own, atol=1e-5)
 
 
-@pytest.mark.parametrize("form", ["concat", "concat_prod", "dot"])
+@pytest.mark.parametrize("form", ["product", "concat", "concat_prod", "dot"])
 @pytest.mark.parametrize("host_name", HOSTS)
 def test_tiles_do_not_matter(make, module_of, monkeypatch, host_name, form):
     case = make(host_name, mode="pair", expert_input=form)
@@ -148,7 +140,7 @@ class Largest(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("form", ["concat", "concat_prod", "dot"])
+@pytest.mark.parametrize("form", ["product", "concat", "concat_prod", "dot"])
 def test_ranking_stays_within_its_memory(make, module_of, form):
     case = make("graph-bpr", mode="pair", views="sv", expert_input=form, rank_memory=1)
     host = case.build().eval()
@@ -159,7 +151,7 @@ def test_ranking_stays_within_its_memory(make, module_of, form):
         base = torch.zeros(len(users), len(items))
         with Largest() as watched:
             scores = magnet.score(base, users, items, step)
-    blocks = magnet.experts.n_experts * (magnet.experts.hidden if form != "dot" else 1)
+    blocks = magnet.experts.n_experts * (magnet.experts.hidden if magnet.experts.deep else 1)
     assert len(users) * len(items) * blocks * 4 > 2**21  # all at once would not fit
     assert watched.bytes <= 2**20
     assert torch.allclose(scores[:14, :N_ITEMS], scores[14:28, N_ITEMS : 2 * N_ITEMS], atol=1e-5)
@@ -167,10 +159,10 @@ def test_ranking_stays_within_its_memory(make, module_of, form):
 
 def test_reranking_everything_is_exact_and_less_keeps_the_rest_behind(make):
     batch = make("nodes-bpr").batch()
-    exact = randomised(make("nodes-bpr", mode="pair").build()).scores(batch)
+    exact = randomised(make("nodes-bpr", mode="pair", base="backbone").build()).scores(batch)
     base = make("nodes-bpr").backbone().eval().scores(batch)
     n = 6
-    found = randomised(make("nodes-bpr", mode="pair", rerank_top=n).build()).scores(batch)
+    found = randomised(make("nodes-bpr", mode="pair", base="backbone", rerank_top=n).build()).scores(batch)
     top = base.topk(n, dim=1).indices
     assert torch.allclose(found.gather(1, top), exact.gather(1, top), atol=1e-4)
     rest = torch.ones_like(base, dtype=torch.bool).scatter(1, top, False)
@@ -178,7 +170,7 @@ def test_reranking_everything_is_exact_and_less_keeps_the_rest_behind(make):
         assert found[row][rest[row]].max() <= found[row][top[row]].min() + 1e-5
         assert torch.equal(found[row][rest[row]].argsort(stable=True), base[row][rest[row]].argsort(stable=True))
     for many in (N_ITEMS, N_ITEMS + 5):
-        whole = randomised(make("nodes-bpr", mode="pair", rerank_top=many).build()).scores(batch)
+        whole = randomised(make("nodes-bpr", mode="pair", base="backbone", rerank_top=many).build()).scores(batch)
         assert torch.equal(whole, exact)
 
 
@@ -195,8 +187,9 @@ def test_without_induced_edges_there_is_one_view(make, module_of):
     assert torch.allclose(host.scores(batch), other.scores(batch), atol=1e-6)
 
 
-def test_every_expert_and_part_learns(make, module_of):
-    case = make("nodes-bpr", mode="pair", induced=3, dropout=0.0, lambda_route=0.0)
+@pytest.mark.parametrize("form", ["product", "concat"])
+def test_every_expert_and_part_learns(make, module_of, form):
+    case = make("nodes-bpr", mode="pair", induced=3, dropout=0.0, lambda_route=0.0, expert_input=form)
     host, batch = randomised(case.build(), seed=5), case.batch()
     magnet = module_of(host)
     moved = torch.zeros(9, dtype=torch.bool)
@@ -205,7 +198,8 @@ def test_every_expert_and_part_learns(make, module_of):
         order = 1 + torch.randperm(N_ITEMS - 1, generator=torch.Generator().manual_seed(step))
         optimiser.zero_grad()
         host.train().loss(replace(batch, positives=order[:4], negatives=order[4:8])).backward()
-        moved |= magnet.experts.of_item.grad.abs().sum(dim=(1, 2)) > 0
+        own = magnet.experts.scale if form == "product" else magnet.experts.of_item
+        moved |= own.grad.abs().flatten(1).sum(dim=1) > 0
         optimiser.step()
     assert moved.all()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for n, p in magnet.named_parameters() if "maps" in n)
@@ -342,3 +336,18 @@ def test_contrast_takes_the_first_rows_alone(make, module_of):
             host.backbone.loss(case.batch())
             found[rows] = float(module_of(host).losses(step)["view"])
     assert found[4] == found[512] != found[2]
+
+
+def test_the_views_mean_takes_the_backbone_s_place_unless_told_otherwise(make, module_of):
+    """With MAGNET's own part at nothing, what remains is the dot product of the behaviour vectors (eq. 6)."""
+    still = {"mode": "pair", "gamma": 1e-30, "learn_gamma": False}
+    views, backbone = make("nodes-bpr", **still), make("nodes-bpr", **still, base="backbone")
+    batch = views.batch()
+    model = views.build().eval()
+    with torch.no_grad(), model.chain.asking() as step:
+        scores = model.scores(batch)
+        users, items = module_of(model).behaviour(step)
+    assert torch.allclose(scores, users[batch.users] @ items.T, atol=1e-5)
+    bare = make("nodes-bpr").backbone().eval().scores(batch)
+    assert torch.allclose(backbone.build().eval().scores(batch), bare, atol=1e-6)
+    assert not torch.allclose(scores, bare, atol=1e-2)

@@ -37,9 +37,9 @@ def run(trigger, values, per_epoch=1000):
     for step, (marginal, conditional) in enumerate(values):
         if step % per_epoch == 0:
             trigger.begin_epoch(step // per_epoch)
-        trigger.observe(torch.tensor(marginal), torch.tensor(conditional))
-        zero = torch.tensor(0.0)
-        trigger.note(torch.tensor(marginal), torch.tensor(conditional), zero, zero)
+        seen = torch.tensor([marginal, conditional], dtype=trigger.smooth.dtype)  # as exact as the loop, in float64
+        trigger.observe(*seen)
+        trigger.note(*seen, *torch.zeros(2))
     return trigger.state()
 
 
