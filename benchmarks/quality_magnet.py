@@ -30,8 +30,8 @@ from paired import Measure, Variant, cell_path, fill, load, ndcg_by_user, recall
 from quality_graph import SETTINGS as GRAPH
 
 BARE: Variant = ([], {"fast_propagation": True, "trim_padding": True})
-EXPERTS, HIDDEN = 9, 64  # of MAGNET with two modalities, and the width of an expert
-MLP = {"magnet.structure": "single", "magnet.hidden": EXPERTS * HIDDEN}
+EXPERTS, HIDDEN = 9, 64  # of MAGNET with two modalities, and the width of one of its experts as an MLP
+MLP = {"structure": "single", "expert_input": "concat", "hidden": EXPERTS * HIDDEN, "gamma": 0.01}
 SHUFFLED = {"shuffle_features": True}
 
 
@@ -52,7 +52,10 @@ BABY: dict[str, Variant] = {
     "confidence only": pairs(trigger="fixed@0"),
     "fixed switch": pairs(trigger="fixed@20"),
     "no routing losses": pairs(lambda_route=0.0),
-    "equal-capacity MLP": pairs(structure="single", hidden=EXPERTS * HIDDEN),
+    "equal-capacity MLP": pairs(**MLP),
+    "profiles with the positive": pairs(leave_one_out=False),
+    "added to the backbone": pairs(base="backbone"),
+    "experts as MLPs": pairs(expert_input="concat", gamma=0.01),
     "no view contrast": pairs(lambda_view=0.0),
     "MAGNET, robust": pairs(preset="robust"),
     "MAGNET, paper preset": pairs(preset="paper", neighbours=10),
@@ -61,7 +64,7 @@ SCIENTIFIC: dict[str, Variant] = {
     "bare": BARE,
     "MAGNET": (["magnet"], {}),
     "MAGNET, shuffled features": (["magnet"], SHUFFLED),
-    "equal-capacity MLP": (["magnet"], MLP),
+    "equal-capacity MLP": (["magnet"], {f"magnet.{name}": value for name, value in MLP.items()}),
     "free mixes": (["magnet"], {"magnet.structure": "free"}),
     "no routing losses": (["magnet"], {"magnet.lambda_route": 0.0}),
 }

@@ -42,7 +42,7 @@ def _several(annotation: Any, value: Any) -> Any:
     if tuple not in origins or isinstance(value, bool):
         return value
     if isinstance(value, (int, float)):
-        return (value,)
+        return value if {int, float} & set(kinds) else (value,)
     if not isinstance(value, str) or (Literal in origins and "," not in value):
         return value
     return tuple(filter(None, (part.strip(" '\"") for part in value.strip("()[] ").split(","))))

@@ -108,6 +108,7 @@ def test_presets_give_way_to_what_is_said():
     )
     assert MagnetSettings(preset="robust").coverage_floor == 0.1
     assert MagnetSettings(delta="0.2,0.8").delta == (0.2, 0.8)
+    assert MagnetSettings(delta=0.4).delta == 0.4
 
 
 @pytest.mark.parametrize("host", ["nodes-bpr", "mean-ce"])
