@@ -1,6 +1,6 @@
 """Build the bundled data sets from their source folders; running it again writes the same bytes.
 
-    python benchmarks/build_bundled_data.py --scientific DIR --baby DIR --factors
+    python benchmarks/build_bundled_data.py --scientific DIR --baby DIR --food_kitchen DIR --factors
 
 The Scientific folder holds ``scientific.inter.gz``, ``items.tsv.gz``, ``image_feat.npy``, ``text_feat.npy`` and
 ``full/``. Items are renamed to their ASINs, so that both sets share one pair of feature tables.
@@ -24,13 +24,18 @@ import numpy as np
 
 from recplug.adapters.data import profiles
 from recplug.adapters.data.convert import PARTS, convert
+from recplug.adapters.data.newcomers import APART, GROUP, last_apart
 from recplug.adapters.data.recipes import RECIPES
 from recplug.adapters.features import FeatureTable, Provenance, from_npy
 
 NAME, FULL, BABY = "amazon-scientific", "amazon-scientific-full", "amazon-baby-small"
+PAIR = {"food": "food-small", "kitchen": "kitchen-small"}
 HEADER = ["user_id:token", "item_id:token", "order:float"]
 COUNTS = {NAME: (2_928, 1_585, 19_712), FULL: (8_442, 4_385, 59_384), BABY: (1_489, 890, 16_880)}
+COUNTS |= {"food-small": (1_983, 780, 12_044), "kitchen-small": (2_797, 1_267, 17_272)}
 BABY_ITEMS, BABY_LEAST = 1_000, 5
+POPULAR, ALONE_LEAST = {"food": 1_500, "kitchen": 1_800}, {"food": 4, "kitchen": 5}
+BOTH_LEAST, ITEM_LEAST, LAST_OUT, NEW_LEAST, NEW_ITEMS = 4, 3, 2, 2, 80
 WIDTH = 512
 CLIP = Provenance(
     encoder="CLIP ViT-B/32",
@@ -114,7 +119,9 @@ def baby(source: Path, output: Path) -> None:
         whole = convert(RECIPES["amazon-baby"], source, place)
         text = {part: (whole / f"amazon-baby.{part}.inter").read_text().splitlines()[1:] for part in PARTS}
         rows = {part: [tuple(line.split("\t")) for line in lines] for part, lines in text.items()}
-        rows = dense(rows)
+        # The cut has the source's numbers for users: their pseudonyms are not passed on.
+        number = dict(line.split("\t") for line in (whole / "amazon-baby.user").read_text().splitlines()[1:])
+        rows = dense({part: [(number[user], item) for user, item in own] for part, own in rows.items()})
         catalogue = [line.split("\t") for line in (whole / "amazon-baby.item").read_text().splitlines()[1:]]
         tables = [FeatureTable.load(whole / f"amazon-baby.{modality}.safetensors") for modality in ("image", "text")]
     items = {item for part in rows.values() for _, item in part}
@@ -126,12 +133,77 @@ def baby(source: Path, output: Path) -> None:
     kept = [row[:2] for row in catalogue if row[0] in items]
     write(output / BABY / f"{BABY}.item", ["item_id:token", "asin:token"], kept)
     for table in tables:
-        places = [place for place, token in enumerate(table.tokens) if token in items]
-        tokens = tuple(table.tokens[place] for place in places)
-        path = output / BABY / f"{BABY}.{table.modality}.safetensors"
-        part = FeatureTable(table.features[places], tokens, table.modality, table.metadata)
-        part.save(path)
-        print(f"{path.name}: {len(tokens):,} x {part.features.shape[1]}, sha256 {part.sha256}")
+        save_part(table, items, output / BABY / f"{BABY}.{table.modality}.safetensors")
+
+
+def save_part(table: FeatureTable, items: set[str], path: Path) -> None:
+    """The rows of these items as a table of its own."""
+    places = [place for place, token in enumerate(table.tokens) if token in items]
+    tokens = tuple(table.tokens[place] for place in places)
+    part = FeatureTable(table.features[places], tokens, table.modality, table.metadata)
+    part.save(path)
+    print(f"{path.name}: {len(tokens):,} x {part.features.shape[1]}, sha256 {part.sha256}")
+
+
+def food_kitchen(source: Path, output: Path) -> None:
+    """The cut of both domains: seen users, new users, titles and vectors, each a subset of the converted files."""
+    with tempfile.TemporaryDirectory() as place:
+        whole = {domain: convert(RECIPES[domain], source, place) for domain in PAIR}
+        seen = {domain: lines_of(folder / f"{domain}.inter") for domain, folder in whole.items()}
+        new = {
+            domain: [row for part in APART for row in lines_of(folder / f"{domain}.{part}.inter")]
+            for domain, folder in whole.items()
+        }
+        catalogues = {domain: lines_of(folder / f"{domain}.item") for domain, folder in whole.items()}
+        tables = {domain: FeatureTable.load(folder / f"{domain}.text.safetensors") for domain, folder in whole.items()}
+    seen = dense_pair(seen)
+    for domain, name in PAIR.items():
+        rows, folder = seen[domain], output / name
+        known = {item for _, item, _ in rows}
+        found = (len({user for user, _, _ in rows}), len(known), len(rows))
+        expect(found == COUNTS[name], f"{name} has {found}, not {COUNTS[name]}")
+        write(folder / f"{name}.inter", HEADER, rows)
+        others = Counter(item for _, item, *_ in new[domain] if item not in known)
+        items = known | set(sorted(others, key=lambda item: (-others[item], int(item)))[:NEW_ITEMS])
+        history = Counter(user for user, item, *_ in new[domain] if item in items)
+        kept = [row[:4] for row in new[domain] if row[1] in items and history[row[0]] >= NEW_LEAST]
+        for part, own in zip(APART, last_apart(kept, known), strict=True):
+            write(folder / f"{name}.{part}.inter", [*HEADER, "split:token", GROUP], own)
+            print(f"{name}.{part}.inter: {len(own):,} rows, {dict(Counter(row[-1] for row in own))}")
+        header = ["item_id:token", "asin:token", "title:token_seq"]
+        write(folder / f"{name}.item", header, [row for row in catalogues[domain] if row[0] in items])
+        save_part(tables[domain], items, folder / f"{name}.text.safetensors")
+
+
+def lines_of(file: Path) -> list[list[str]]:
+    """The rows of an atomic file."""
+    return [line.split("\t") for line in file.read_text(encoding="utf-8").splitlines()[1:]]
+
+
+def dense_pair(rows: dict[str, list[list[str]]]) -> dict[str, list[list[str]]]:
+    """The interactions of both domains among users and items that have enough of each other, by domain."""
+    both = set.intersection(*({row[0] for row in own} for own in rows.values()))
+    items = {}
+    for domain, own in rows.items():
+        popular = Counter(row[1] for row in own if row[0] in both)
+        items[domain] = set(sorted(popular, key=lambda item: (-popular[item], int(item)))[: POPULAR[domain]])
+    while True:
+        kept = {domain: [row for row in own if row[1] in items[domain]] for domain, own in rows.items()}
+        length = {domain: Counter(row[0] for row in own) for domain, own in kept.items()}
+        linked = {user for user in both if all(counts[user] >= BOTH_LEAST for counts in length.values())}
+        for domain, own in kept.items():
+            counts, least = length[domain], ALONE_LEAST[domain]
+            kept[domain] = [row for row in own if row[0] in linked or (row[0] not in both and counts[row[0]] >= least)]
+        if kept == rows:
+            return rows
+        rows = kept
+        for domain, own in rows.items():
+            history: dict[str, list[list[str]]] = {}
+            for row in own:
+                history.setdefault(row[0], []).append(row)
+            in_time = (sorted(user, key=lambda row: float(row[2])) for user in history.values())
+            counts = Counter(row[1] for user in in_time for row in user[:-LAST_OUT])
+            items[domain] = {item for item in counts if counts[item] >= ITEM_LEAST}
 
 
 def dense(rows: dict[str, list[tuple[str, ...]]]) -> dict[str, list[tuple[str, ...]]]:
@@ -156,12 +228,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Build the bundled data sets.")
     parser.add_argument("--scientific", type=Path, metavar="DIR", help="source folder of Amazon Scientific")
     parser.add_argument("--baby", type=Path, metavar="DIR", help="source folder of Amazon Baby")
+    parser.add_argument("--food_kitchen", type=Path, metavar="DIR", help="source folder of Food-Kitchen")
     parser.add_argument("--factors", action="store_true", help="factor profiles of Amazon Scientific, from its texts")
     parser.add_argument("--output", type=Path, default=here / "adapters" / "data", help="where the sets' folders go")
     arguments = parser.parse_args()
-    if arguments.scientific is None and arguments.baby is None and not arguments.factors:
-        parser.error("give --scientific DIR, --baby DIR, --factors or several")
-    for source, make, names in ((arguments.scientific, scientific, (NAME, FULL)), (arguments.baby, baby, (BABY,))):
+    builders = (
+        (arguments.scientific, scientific, (NAME, FULL)),
+        (arguments.baby, baby, (BABY,)),
+        (arguments.food_kitchen, food_kitchen, tuple(PAIR.values())),
+    )
+    if not arguments.factors and all(source is None for source, _, _ in builders):
+        parser.error("give --scientific DIR, --baby DIR, --food_kitchen DIR, --factors or several")
+    for source, make, names in builders:
         if source is None:
             continue
         make(source, arguments.output)

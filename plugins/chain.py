@@ -44,6 +44,7 @@ class Chain(nn.Module):
         self.epoch = -1
         self.start_epoch = 0
         self.on_epoch: Callable[[int], None] | None = None
+        self.vectors: Callable[[Tensor], Tensor] | None = None  # set by an adapter, for Step.vectors_of
         self._epoch_pending = True
         self._steps_in_epoch = 0
         self._step: Step | None = None
@@ -95,11 +96,12 @@ class Chain(nn.Module):
         return self._evaluation[1]
 
     @contextmanager
-    def asking(self) -> Iterator[Step]:
-        """Hold the current step while a host computes scores: what it reads and what is made of it is one step's."""
-        previous, self._step = self._step, self.current()
+    def asking(self, step: Step | None = None) -> Iterator[Step]:
+        """Hold ``step``, or the current one, while a host computes: what it reads and makes of it is one step's."""
+        held, previous = step or self.current(), self._step
+        self._step = held
         try:
-            yield self._step
+            yield held
         finally:
             self._step = previous
 
@@ -112,6 +114,11 @@ class Chain(nn.Module):
             yield step
         finally:
             self._bind(previous)  # one augmentation may ask for a table that another one makes
+
+    @property
+    def steps_in_epoch(self) -> int:
+        """Training steps that this epoch has begun."""
+        return self._steps_in_epoch
 
     def forget(self) -> None:
         """Drop what an evaluation remembered."""
@@ -213,18 +220,22 @@ class Chain(nn.Module):
             with self.serving(step):
                 for augmentation in acting.values():
                     users, items = augmentation.tables(users, items)
-            keep = special_rows(step.all_ids(), self.padding_id, self.mask_id).unsqueeze(-1)  # [n_rows, 1]
-            step.memory["tables.items"] = torch.where(keep, self.table("items").raw, items)
+            step.memory["tables.items"] = self._kept(step, "items", items)
             if users is not None:
-                step.memory["tables.users"] = self._padded(users, self.table("users").raw)
+                step.memory["tables.users"] = self._kept(step, "users", users)
         return step.memory[f"tables.{side}"]
 
-    def _padded(self, rows: Tensor, raw: Tensor) -> Tensor:
-        """``rows [n, w]`` of whole tables with the padding row of ``raw [n, w]``."""
+    def _kept(self, step: Step, side: Side, rows: Tensor) -> Tensor:
+        """``rows [n, d]`` of a whole table with the host's own padding and mask rows."""
+        raw = self.table(side).raw
         if rows is raw:
             return raw
-        first = torch.arange(len(raw), device=raw.device).unsqueeze(-1) == self.padding_id  # [n, 1]
-        return torch.where(first, raw, rows.to(raw.dtype))
+        ids = step.all_ids()  # cut, not made: a step makes no tensor on the CPU
+        special = ids[self.padding_id : self.padding_id + 1]
+        if side == "items" and self.mask_id is not None:
+            special = torch.cat([special, ids[self.mask_id : self.mask_id + 1]])
+        # A copy that exchanges a row; a choice between two tables, row by row, takes several times as long.
+        return rows.to(raw.dtype).index_copy(0, special, raw.index_select(0, special))
 
     def users(self, step: Step, rows: Tensor, ids: Tensor) -> Tensor:
         """Pass ``rows [*ids.shape, d]`` through the user seam; the padding row keeps the host's vector."""

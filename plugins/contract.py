@@ -88,17 +88,50 @@ class Propagate(Protocol):
 
 
 class Source(Protocol):
-    """A second domain, present in :attr:`Context.source` only when one is configured."""
+    """A second domain, present in :attr:`Context.source` only when one is configured.
 
-    model: nn.Module
-    links: Tensor
+    A plugin keeps :attr:`model` as a child module, so that the host's optimiser trains it and checkpoints save it, and
+    adds :meth:`loss` to its losses. What the source draws (order, negatives, dropout) comes from a random state of its
+    own: the host's draws are those of a run without a source.
+    """
+
+    @property
+    def name(self) -> str:
+        """The source's data set."""
+        ...
+
+    @property
+    def model(self) -> nn.Module:
+        """The source's backbone, of the host's class, with the plugins that can act there too."""
+        ...
+
+    @property
+    def links(self) -> Tensor:
+        """``[n, 2]`` int64 (source user id, target user id): the same person, who trains in both; never padding."""
+        ...
+
+    @property
+    def held_out(self) -> Tensor:
+        """``[m, 2]`` int64: such pairs that no loss may read, for diagnostics."""
+        ...
 
     def next_batch(self) -> Any:
-        """The next training batch of the source domain."""
+        """The source's next training batch, on its device; a loader that is used up begins anew, in another order."""
+        ...
+
+    def loss(self) -> Tensor:
+        """``[]``: the source model's whole training loss on its next batch, a mean or a sum as the host's own is."""
         ...
 
     def encode_users(self, ids: Tensor) -> Tensor:
-        """``[b]`` source user ids to ``[b, d]`` vectors."""
+        """``ids [b]`` of source users to ``[b, d]`` vectors (:meth:`Step.vectors_of` of the latest step there).
+
+        With a gradient in training. After :meth:`loss` a backbone that propagates need not do so again.
+        """
+        ...
+
+    def share_seen(self) -> float:
+        """How much of the source's training data this epoch has seen so far; 2 where it went through them twice."""
         ...
 
 
@@ -173,8 +206,10 @@ class Requirements:
     """What a plugin needs, checked before anything is trained.
 
     Attributes:
-        seams: the seams on which the augmentation acts; with one of ``one_of``, exactly the methods it overrides.
+        seams: the seams on which the augmentation acts; with one of ``one_of``, and with none, some or all of
+            ``optional``, exactly the methods it overrides.
         one_of: seams of which the builder takes the one that suits the host, if there are any.
+        optional: seams on which it acts too where the host offers them.
         families: the backbone families it can be grafted onto.
         modalities: how many content sources it needs at least.
         factors: whether it needs factor profiles.
@@ -184,6 +219,7 @@ class Requirements:
 
     seams: frozenset[Seam]
     one_of: frozenset[Seam] = frozenset()
+    optional: frozenset[Seam] = frozenset()
     families: frozenset[Family] = frozenset({"sequential", "graph"})
     modalities: int = 0
     factors: bool = False

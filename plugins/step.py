@@ -126,6 +126,44 @@ class Step:
             raise RecplugError(f"{self.chain.host} does not expose its user encoder; choose a loss that needs none")
         return self.encoded
 
+    def vectors_of(self, users: Tensor) -> Tensor:
+        """The host's vectors of any users, in the batch or not, with a gradient in training.
+
+        A host that propagates gives rows of the step's nodes; one with a table of users, augmented rows of it; a
+        sequential one, encodings of the users' whole *training* histories, in which dropout draws anew without
+        shifting the host's own draws. A user without an interaction has a vector too, which says nothing.
+
+        Args:
+            users: ``[b]`` user ids.
+
+        Returns:
+            ``[b, d]``.
+
+        Raises:
+            RecplugError: where the host has no vectors of users.
+        """
+        chain = self.chain
+        if self.propagated is not None:
+            return F.embedding(users, self.propagated[0])
+        if chain.vectors is None:
+            if chain.user_table is None:
+                raise RecplugError(f"{chain.host} has no vectors of users to ask for; choose a loss that needs none")
+            return F.embedding(users, chain.user_weight(self))
+        device = chain.table("items").raw.device
+        # Nodes belong to this step; histories are of items that its batch does not name.
+        step = self if chain.propagates or self.kind == "evaluation" else self._aside()
+        with chain.asking(step), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            return chain.vectors(users)
+
+    def _aside(self) -> Step:
+        """A step for other items than the batch's, with what this one knows of every row."""
+        step = Step(self.chain, kind="call", whole_table=self.whole_table, score_is_dot=self.score_is_dot)
+        # What acts on rows may have kept things for the batch's rows alone when it made the tables: it makes them anew.
+        if not self.chain.acting("items"):
+            step.memory = {key: value for key, value in self.memory.items() if key.startswith("tables.")}
+        step._known = {key: known for key, known in self._known.items() if known.slot is None}
+        return step
+
     def reencode(self, row_fn: RowFunction) -> Tensor:
         """Run the backbone's encoder again on this batch, with another row function.
 

@@ -62,3 +62,16 @@ def test_plot_magnet_routing(example, monkeypatch):
     assert len(found) == 2
     assert all(0 < float(recall) < 1 for _, recall in found)
     assert re.search(r"^behaviour complementary +0.10 +0.45 +0.45$", out, re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_plot_micrec_new_users(example, monkeypatch):
+    shown = []
+    monkeypatch.setattr(plt, "show", lambda: shown.append(plt.gcf()) or plt.close())
+    out = example("plot_micrec_new_users.py")
+    assert len(shown) == 2
+    assert int(re.search(r"both modes share (\d+) of 20", out).group(1)) >= 18
+    routes = re.findall(r"^\S+ +(support|global|content) +\d+ templates", out, re.MULTILINE)
+    assert routes == ["support", "global", "content"]
+    found = re.search(r"^new_user +recall@20 model (\S+) +popularity (\S+)", out, re.MULTILINE)
+    assert float(found.group(1)) > float(found.group(2))

@@ -63,3 +63,34 @@ def check(
 
     for line in data.check(name_or_dir):
         say(line)
+
+
+@app.command()
+def holdout(
+    name: Annotated[str, typer.Argument(help="A data set of `recplug data list`, or one under --data_path.")],
+    to: Annotated[Path, typer.Option("--to", help="The set goes to TO/NAME.", metavar="DIR")],
+    data_path: Annotated[Path | None, typer.Option("--data_path", help="The folder that holds NAME.")] = None,
+    new_users: Annotated[float, typer.Option("--new_users", help="Share of the users who are new.")] = 0.2,
+    new_items: Annotated[float, typer.Option("--new_items", help="Share of the items that are new.")] = 0.2,
+    cold_items: Annotated[
+        float, typer.Option("--cold_items", help="Share of the new items that get no support: content alone.")
+    ] = 0.25,
+    support: Annotated[
+        float, typer.Option("--support", help="Of a new one's interactions, the most that a model may be shown.")
+    ] = 0.5,
+    pair: Annotated[
+        str | None, typer.Option("--pair", help="Another set with the same users: name the new ones it knows.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the draw.")] = 0,
+) -> None:
+    """Hold users and items out as new ones: train on the rest, then recommend without another gradient step.
+
+    recplug data holdout amazon-baby-small --to held
+    """
+    from recplug.adapters import data
+
+    draw = data.Draw(new_users=new_users, new_items=new_items, cold_items=cold_items, support=support, seed=seed)
+    target, lines = data.holdout(name, to, draw, data_path=data_path, pair=pair)
+    for line in lines:
+        say(line)
+    say(f"{name} is in {target}; use it with: run_recbole --dataset {name} --data_path {to}")

@@ -7,11 +7,14 @@ from collections.abc import Sequence
 
 import typer
 
-from recplug.adapters.cli import data, doctor, factors, features, plugins
+from recplug.adapters.cli import data, doctor, evaluate, factors, features, plugins, recommend
 from recplug.adapters.cli.common import UsageError, command
 
 app = typer.Typer(
-    help="Plugins, data, features and factors for run_recbole. Every command takes --debug: errors with traceback.",
+    help=(
+        "Plugins, data, features and factors for run_recbole, and what its runs recommend. Every command takes "
+        "--debug: errors with traceback."
+    ),
     add_completion=False,
     rich_markup_mode=None,
 )
@@ -20,6 +23,8 @@ app.command("doctor")(doctor.doctor)
 app.add_typer(data.app, name="data")
 app.add_typer(features.app, name="features")
 app.add_typer(factors.app, name="factors")
+app.command("recommend")(recommend.recommend)
+app.command("evaluate")(evaluate.evaluate)
 
 
 @command

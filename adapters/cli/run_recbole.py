@@ -21,6 +21,7 @@ Train a RecBole model, with plugins grafted on, in RecBole's own trainer.
   --output_dir DIR        a new folder; default runs/<model>-<plugins>-<dataset>-<time>
   --baseline true         train the bare model first, with the same budget and seed, and end with a table
   --PLUGIN.KEY VALUE      a plugin's setting; see: recplug plugins show NAME
+  --micrec.source NAME    a second domain that trains beside the first, with common user tokens
   --features.NAME FILE    a feature table that is not called DATASET.NAME.safetensors
   --shuffle_features true control: content vectors dealt out to other items
   --factors FILE          a factor schema that is not called DATASET.factors.json

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recplug.adapters.data.checking import check_directory, dataset_in, settings_of
-from recplug.adapters.data.convert import convert
+from recplug.adapters.data.convert import convert, new_folder
+from recplug.adapters.data.holdout import Draw
+from recplug.adapters.data.holdout_files import write_apart
 from recplug.adapters.data.recipes import RECIPES, Recipe
 from recplug.adapters.files import replacing
 from recplug.plugins.errors import RecplugError, did_you_mean
 
-__all__ = ["RECIPES", "DataSet", "Recipe", "bundled", "check", "get", "locate"]
+__all__ = ["RECIPES", "DataSet", "Draw", "Recipe", "bundled", "check", "get", "holdout", "locate"]
 
 HERE = Path(__file__).parent
 TERMS = "research only, not commercial, cite the papers in TERMS.md"
@@ -45,11 +47,23 @@ class DataSet:
 def bundled() -> dict[str, DataSet]:
     """The data sets that come with recplug, by name."""
     small, full, baby = "amazon-scientific", "amazon-scientific-full", "amazon-baby-small"
+    food, kitchen, both = "food-small", "kitchen-small", "595 users are users of"
     sets = (
         DataSet(small, HERE / small, "Amazon Scientific 2018; image and text for every item", 2_928, 1_585, 19_712),
         DataSet(full, HERE / full, "Amazon Scientific 2018; image and text for 36 % of items", 8_442, 4_385, 59_384),
         DataSet(
             baby, HERE / baby, "a dense cut of Amazon Baby 2014; image and text for every item", 1_489, 890, 16_880
+        ),
+        DataSet(
+            food, HERE / food, f"a cut of Amazon Food; text; new users apart; {both} {kitchen}", 1_983, 780, 12_044
+        ),
+        DataSet(
+            kitchen,
+            HERE / kitchen,
+            f"a cut of Amazon Kitchen; text; new users apart; {both} {food}",
+            2_797,
+            1_267,
+            17_272,
         ),
     )
     return {data_set.name: data_set for data_set in sets}
@@ -122,9 +136,7 @@ def get(name: str, directory: str | os.PathLike[str], source: str | os.PathLike[
         raise RecplugError(f"{name} is bundled and made from no other files; leave --from out")
     source, target = known[name].directory, Path(directory) / name
     copies = {target / file.name: file for file in sorted(source.iterdir()) if file.is_file()}
-    copies[target / "TERMS.md"] = HERE / "TERMS.md"
-    for path in settings_of(source, name).get("features", {}).values():
-        copies[Path(os.path.normpath(target / path))] = Path(os.path.normpath(source / path))
+    copies |= _shared(source, target, name)
     try:
         missing = {to: file for to, file in copies.items() if not os.path.lexists(to)}
         for to in copies.keys() - missing.keys():
@@ -137,6 +149,57 @@ def get(name: str, directory: str | os.PathLike[str], source: str | os.PathLike[
     except OSError as error:
         raise RecplugError(f"cannot copy {name} to {directory}: {error.strerror}; choose another folder") from None
     return target
+
+
+def holdout(
+    name: str,
+    directory: str | os.PathLike[str],
+    draw: Draw,
+    *,
+    data_path: str | os.PathLike[str] | None = None,
+    pair: str | None = None,
+) -> tuple[Path, list[str]]:
+    """Put a data set into ``directory/NAME`` with some of its users and items held out as new ones.
+
+    RecBole reads what is left under the set's own settings. ``NAME.support.inter`` and ``NAME.query.inter`` have the
+    new ones' interactions, ``NAME.holdout.json`` says who is new and how they were drawn.
+
+    Args:
+        name: of the set, with its folder as :func:`locate` finds it.
+        directory: where the new folder goes.
+        draw: the shares and the seed; see :func:`recplug.adapters.data.holdout.hold_out`.
+        data_path: as for :func:`locate`.
+        pair: another set with the same users' tokens, sought in ``directory`` first; the new users whom it knows are
+            named in ``NAME.holdout.json``.
+
+    Returns:
+        The new folder, and report lines.
+
+    Raises:
+        RecplugError: for a set that is not found, that :func:`check` refuses, or whose settings give ids to items
+            without interactions; where the new folder exists; and as :func:`hold_out`.
+    """
+    folder, target = locate(name, data_path), Path(directory) / name
+    if folder is None:
+        raise RecplugError(f"{name} is RecBole's own; give a set with files of its own")
+    others: tuple[str, Path] | None = None
+    if pair is not None:
+        beside = Path(directory) / pair
+        found = beside if beside.is_dir() else locate(pair, data_path)
+        if found is None:
+            raise RecplugError(f"{pair} is RecBole's own; give --pair a set with files of its own")
+        others = (pair, found)
+    made = (".inter", ".holdout.json")
+    files = (file for file in folder.glob(f"{glob.escape(name)}.*") if not file.name.endswith(made))
+    copies = {target / file.name: file for file in files}
+    copies |= {target / file.name: file for file in (*folder.glob("TERMS*"), *folder.glob("LICENSE*"))}
+    with new_folder(target) as partial:
+        lines = write_apart(folder, name, partial, draw, others)
+        for to, file in {**copies, **_shared(folder, target, name)}.items():
+            inside = to.is_relative_to(target)
+            if inside or not to.exists():
+                _copy(file, partial / to.relative_to(target) if inside else to)
+    return target, lines
 
 
 def check(directory_or_name: str | os.PathLike[str]) -> list[str]:
@@ -160,6 +223,14 @@ def check(directory_or_name: str | os.PathLike[str]) -> list[str]:
             raise RecplugError(f"{name} is neither a folder nor a bundled data set{hint}")
         folder = known[name].directory if name in known else locate(name, None) or folder
     return check_directory(folder, dataset_in(folder))
+
+
+def _shared(source: Path, target: Path, name: str) -> dict[Path, Path]:
+    """Terms, and the feature tables that the set has from another folder, by the place they go to."""
+    copies = {target / "TERMS.md": HERE / "TERMS.md"} if source.parent == HERE else {}
+    for path in settings_of(source, name).get("features", {}).values():
+        copies[Path(os.path.normpath(target / path))] = Path(os.path.normpath(source / path))
+    return copies
 
 
 def _copy(file: Path, to: Path) -> None:

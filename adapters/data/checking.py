@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import yaml
 from pyarrow import csv
 
+from recplug.adapters.data.newcomers import APART, GROUP, GROUPS, QUERY, SUPPORT
 from recplug.adapters.features.find import find_neighbours, find_tables
 from recplug.adapters.features.neighbours import NeighbourTable
 from recplug.adapters.features.table import PADDING, FeatureTable
@@ -46,7 +47,8 @@ MISSING = pa.array(
 def dataset_in(folder: Path) -> str:
     """The name of the one data set in ``folder``: the folder's own, or that of its only ``.inter`` files.
 
-    ``NAME.train.inter`` and other parts named by ``benchmark_filename`` in ``NAME.yaml`` are one data set.
+    ``NAME.train.inter`` and other parts named by ``benchmark_filename`` in ``NAME.yaml`` are one data set; what is
+    beside it of new users and items (``NAME.support.inter``, ``NAME.query.inter``) belongs to it.
 
     Raises:
         RecplugError: where there is none, or several.
@@ -55,7 +57,7 @@ def dataset_in(folder: Path) -> str:
     for path in folder.glob("*.inter"):
         name = path.name.removesuffix(".inter")
         whole, _, part = name.rpartition(".")
-        split = whole and part in (settings_of(folder, whole).get("benchmark_filename") or PARTS)
+        split = whole and part in (*(settings_of(folder, whole).get("benchmark_filename") or PARTS), *APART)
         names.add(whole if split else name)
     if folder.resolve().name in names:
         return folder.resolve().name
@@ -100,8 +102,8 @@ def check_directory(folder: Path, dataset: str) -> list[str]:
     settings = settings_of(folder, dataset)
     user, item = settings.get("USER_ID_FIELD") or "user_id", settings.get("ITEM_ID_FIELD") or "item_id"
     parts, times = {}, {}
-    for part, path in _interactions(folder, dataset, settings).items():
-        read, types = _read(path)
+    for part, path in interaction_files(folder, dataset, settings).items():
+        read, types = read_atomic(path)
         for name in (user, item):
             _check_tokens(path, read, types, name)
         times[part] = _check_time(path, read, types, settings.get("TIME_FIELD"))
@@ -114,10 +116,11 @@ def check_directory(folder: Path, dataset: str) -> list[str]:
     same = len(set(times.values())) == 1
     lines += [next(iter(times.values()))] if same else [f"{part} {line}" for part, line in times.items()]
     lines.append(_repeats(table, user, item))
+    lines += _newcomers(folder, dataset, table, user, item)
 
     catalogue = folder / f"{dataset}.item"
     if catalogue.is_file():
-        about, about_types = _read(catalogue)
+        about, about_types = read_atomic(catalogue)
         _check_tokens(catalogue, about, about_types, item)
         described = pc.unique(about[item])
         if len(described) < len(about):
@@ -139,7 +142,7 @@ def check_directory(folder: Path, dataset: str) -> list[str]:
     return lines + [f"{graph.coverage(id_tokens)}; up to {graph.k} each" for graph in graphs.values()]
 
 
-def _interactions(folder: Path, dataset: str, settings: dict[str, Any]) -> dict[str, Path]:
+def interaction_files(folder: Path, dataset: str, settings: dict[str, Any]) -> dict[str, Path]:
     """The files of interactions by part, in order; one part without a name where there is no ready-made split."""
     declared = settings.get("benchmark_filename")
     if declared:
@@ -159,7 +162,40 @@ def _split(parts: dict[str, pa.Table], item: str, *, declared: bool) -> str:
     return f"split: {sizes}; {unseen:,} items occur outside {next(iter(parts))} only{advice}"
 
 
-def _read(path: Path) -> tuple[pa.Table, dict[str, str]]:
+def _newcomers(folder: Path, dataset: str, known: pa.Table, user: str, item: str) -> list[str]:
+    """What there is of new users and items: nothing of it may be in what RecBole reads, nor in both files."""
+    found: dict[str, pa.Table] = {}
+    for part in APART:
+        path = folder / f"{dataset}.{part}.inter"
+        if not path.is_file():
+            continue
+        read, types = read_atomic(path)
+        for name in (user, item):
+            _check_tokens(path, read, types, name)
+        group = GROUP.partition(":")[0]
+        wrong = pc.unique(read[group]).to_pylist() if group in types else ["nothing"]
+        if not set(wrong) <= set(GROUPS):
+            raise RecplugError(
+                f"{path}: the column {GROUP} says {', '.join(GROUPS)}, not {min(set(wrong) - set(GROUPS))}"
+            )
+        old = pc.and_(*(pc.is_in(read[name], value_set=pc.unique(known[name])) for name in (user, item)))
+        if pc.any(old).as_py():
+            line = pc.index(old, True).as_py() + 2
+            raise RecplugError(f"{path}, line {line}: neither user nor item is new; leave out what training may read")
+        found[part] = read.select([user, item, group])
+    if len(found) == 1:
+        raise RecplugError(f"{folder} has {dataset}.{next(iter(found))}.inter alone; {' and '.join(APART)} go together")
+    if not found:
+        return []
+    both = found[SUPPORT].select([user, item]).join(found[QUERY].select([user, item]), [user, item], join_type="inner")
+    if len(both):
+        raise RecplugError(f"{dataset}.{QUERY}.inter asks for {len(both)} pairs that the support shows; leave them out")
+    counts = {entry["values"]: entry["counts"] for entry in pc.value_counts(found[QUERY][group]).to_pylist()}
+    asked = ", ".join(f"{name} {counts[name]:,}" for name in GROUPS if name in counts)
+    return [f"new users and items: support {len(found[SUPPORT]):,}, query {len(found[QUERY]):,} ({asked})"]
+
+
+def read_atomic(path: Path) -> tuple[pa.Table, dict[str, str]]:
     """An atomic file as text columns by field name, and the type of each field."""
     try:
         with open(path, encoding="utf-8") as file:

@@ -222,6 +222,18 @@ def catalogue(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
     ]
 
 
+def products(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """Food's and Kitchen's items for RecBole, by header: product number and title, no quotation marks (misread)."""
+    return [
+        {
+            "item_id:token": row["item_id"],
+            "asin:token": row["asin"],
+            "title:token_seq": _unquoted(row["title"]),
+        }
+        for row in rows
+    ]
+
+
 def _unquoted(text: str) -> str:
     if len(text) > 1 and text[0] == text[-1] == '"':
         text = text[1:-1].replace('""', '"')

@@ -12,6 +12,7 @@ from recplug.adapters.features.importers import Provenance
 LICENCE = "none stated; research use only, not commercial, cite the papers (TERMS.md)"
 GROUPLENS = "GroupLens's terms: research use only, not commercial, cite the paper (LICENSE-MovieLens.txt)"
 SPLIT, ORDER, RATINGS = ("split:token",), ("order:float",), ("rating:float", "timestamp:float")
+SEQUENCES = (*ORDER, "domain:token", *SPLIT)
 Rows = Sequence[Mapping[str, str]]
 MMREC = "github.com/Blackycat111/SAIA at 5a58082, data/baby; protocol of MMRec (X. Zhou, 2023)"
 
@@ -49,8 +50,13 @@ class Recipe:
         users, items, interactions: counts, without padding.
         told: what an interaction says beside user and item: the part of a ready-made split, the place in the user's
             history, or rating and time.
+        splits: what the column ``split`` may say.
         features, graphs: the files about the items.
-        numbered: whether users and items are the numbers of the rows of their tables.
+        numbered: whether users and items are the numbers of the rows of their tables. Users are then renamed to the
+            pseudonyms that their table has: another set's numbers would mean other people.
+        people: what comes before the users' numbers where they have no pseudonyms, so that no other source's match.
+        domain: of a source that holds several domains, the one that this set is. Its users come in files of their own,
+            training users and new ones; see :mod:`recplug.adapters.data.newcomers`.
         catalogue: makes the fields of ``NAME.item`` from the source's items; None: they stay as they are.
         factors: makes the factor profiles from the source's items; None: there are none.
         fields: of the source's items, those that ``catalogue`` and ``factors`` read.
@@ -65,8 +71,11 @@ class Recipe:
     interactions: int
     told: tuple[str, ...]
     features: tuple[Content, ...]
+    splits: tuple[str, ...] = ("0", "1", "2")
     graphs: tuple[Content, ...] = ()
     numbered: bool = True
+    people: str = ""
+    domain: str | None = None
     catalogue: Callable[[Rows], Rows] | None = None
     factors: Callable[[Rows], FactorTable] | None = None
     fields: tuple[str, ...] = ()
@@ -87,6 +96,33 @@ class Recipe:
 
 MOVIES = "plots of OMDb, abstracts of DBpedia, posters (github.com/antonsteenvoorden/ml1m-images at 1d45057)"
 _IMAGE, _TEXT = "4096-d CNN", "384-d sentence transformer"
+_TITLES = Content(
+    "text",
+    "text_feat_lsa128.npy",
+    "TF-IDF of the titles, SVD to 128",
+    "titles: github.com/xhran2010/LLMCDSR at 5825e99, data/food-kitchen",
+)
+
+
+def _food_kitchen(domain: str, summary: str, users: int, items: int, interactions: int) -> Recipe:
+    return Recipe(
+        domain,
+        "food_kitchen",
+        summary,
+        users,
+        items,
+        interactions,
+        told=SEQUENCES,
+        splits=("train_A", "train_B", "train_overlap", "valid", "test"),
+        features=(_TITLES,),
+        numbered=False,
+        people="fk",
+        domain=domain,
+        catalogue=profiles.products,
+        fields=("domain", "asin", "title"),
+    )
+
+
 RECIPES = {
     recipe.name: recipe
     for recipe in (
@@ -143,6 +179,20 @@ RECIPES = {
             factors=profiles.movies,
             fields=("title", "year", "genres", "plot", "abstract"),
             papers=("LICENSE-MovieLens.txt",),
+        ),
+        _food_kitchen(
+            "food",
+            "Amazon Grocery and Gourmet Food; in order; new users apart; 9,398 users are kitchen's too; text by item",
+            14_870,
+            8_661,
+            98_316,
+        ),
+        _food_kitchen(
+            "kitchen",
+            "Amazon Home and Kitchen; in order; new users apart; 9,398 users are food's too; text by item",
+            47_589,
+            27_637,
+            337_811,
         ),
     )
 }

@@ -1,6 +1,9 @@
 """The adapter for RecBole 1.2.1."""
 
 from recplug.adapters.recbole.augment import augment
+from recplug.adapters.recbole.load import load
+from recplug.adapters.recbole.loaded import LoadedRun
+from recplug.adapters.recbole.ranking import Recommendations
 from recplug.adapters.recbole.runner import RunResult, run
 
-__all__ = ["RunResult", "augment", "run"]
+__all__ = ["LoadedRun", "Recommendations", "RunResult", "augment", "load", "run"]

@@ -6,8 +6,9 @@ import copyreg
 import functools
 import logging
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from recbole.utils import InputType
@@ -25,8 +26,12 @@ from recplug.plugins.errors import RecplugError, did_you_mean
 from recplug.plugins.factors import FactorProfiles
 from recplug.plugins.nn.knn import Neighbours
 from recplug.plugins.settings import PluginSettings
-from recplug.plugins.step import Batch
+from recplug.plugins.step import Batch, Step
 from recplug.plugins.table import ItemTable, UserTable, find_table
+
+if TYPE_CHECKING:
+    from recplug.adapters.recbole.domains import Domain
+    from recplug.adapters.recbole.streams import RandomState
 
 log = logging.getLogger("recplug")
 # The adapter's own keys in a RecBole configuration, with their defaults.
@@ -51,9 +56,13 @@ def _reduce(cls: Any) -> Any:
         return cls.__qualname__
     from recplug.adapters.recbole.augment import augment
 
-    own = cls.recplug_host.reason == OWN
-    names = {"table": cls.recplug_host.table, "users": cls.recplug_host.users or None} if own else {}
-    return functools.partial(augment, **names), (cls.recplug_base, cls.recplug_names, cls.recplug_settings)
+    return functools.partial(augment, **_tables(cls)), (cls.recplug_base, cls.recplug_names, cls.recplug_settings)
+
+
+def _tables(cls: Any) -> dict[str, Any]:
+    """What ``augment`` was told of a model of one's own."""
+    host = cls.recplug_host
+    return {"table": host.table, "users": host.users or None} if host.reason == OWN else {}
 
 
 copyreg.pickle(GraftedClass, _reduce)
@@ -84,6 +93,8 @@ class Grafted(metaclass=GraftedClass):
     recplug: Chain
     recplug_trim = False
     recplug_whole_table = False
+    recplug_source: Domain | None = None
+    recplug_streams: RandomState | None = None  # what a second domain's model draws from
     _recplug_adds = False  # whether a plugin has had a loss of its own
 
     def __init__(self, config: Any, dataset: Any) -> None:
@@ -99,6 +110,12 @@ class Grafted(metaclass=GraftedClass):
         self.recplug_resolved: dict[str, PluginSettings] = resolve(names, given)
         items, users = self._recplug_embeddings()
         context = self._recplug_context(config, dataset, items, users)
+        # Read here: what builds a second domain builds models like this one.
+        from recplug.adapters.recbole.domains import build_source, wanted_source
+
+        if (wanted := wanted_source(self.recplug_resolved)) is not None:
+            self.recplug_source = build_source(self, config, dataset, wanted, self.recplug_resolved)
+            context = replace(context, source=self.recplug_source)
         # A model of one's own need not have a table of users.
         seams = self._recplug_seams() - ({"users"} if users is None else set())
         self.recplug = build_chain(self.recplug_resolved, context, seams=seams, encoder=host.dot, why=host.why())
@@ -170,8 +187,19 @@ class Grafted(metaclass=GraftedClass):
             cache=cache_folder() if self.recplug_names else None,
         )
 
+    @classmethod
+    def recplug_beside(cls, names: list[str], settings: dict[str, dict[str, Any]]) -> Any:
+        """The same host with other plugins: the class of a second domain's model."""
+        from recplug.adapters.recbole.augment import augment
+
+        return augment(cls.recplug_base, names, settings, **_tables(cls))
+
     def calculate_loss(self, interaction: Any, *args: Any, **kwargs: Any) -> Any:
         """The host's loss, and the plugins' as one more part; exactly the host's where plugins add none."""
+        return self.recplug_training(interaction, *args, **kwargs)[0]
+
+    def recplug_training(self, interaction: Any, *args: Any, **kwargs: Any) -> tuple[Any, Step]:
+        """:meth:`calculate_loss`, and the step in which it was computed."""
         about = self.recplug_host
         with self.recplug.step(
             self._recplug_batch(interaction),
@@ -186,11 +214,16 @@ class Grafted(metaclass=GraftedClass):
             self.recplug.log_part("backbone" if index == 0 else f"backbone.{index + 1}", part)
         if total is None:
             if not self._recplug_adds:
-                return host
+                return host, step
             total = parts[0].new_zeros(())  # RecBole's trainer wants as many parts from every step of an epoch
         self._recplug_adds = True
         # NCL's trainer leaves out the last part while it warms up; that has to stay the host's own.
-        return (*parts[:-1], total, parts[-1]) if about.warm_up else (*parts, total)
+        return ((*parts[:-1], total, parts[-1]) if about.warm_up else (*parts, total)), step
+
+    def train(self, mode: bool = True) -> Any:
+        """Switch mode; some hosts draw while they do (SGL its subgraphs)."""
+        with nullcontext() if self.recplug_streams is None else self.recplug_streams.used():
+            return super().train(mode)  # type: ignore[misc]
 
     def recplug_encode(self) -> None:
         """Compute what an evaluation keeps, so that diagnostics can look at it."""

@@ -11,7 +11,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from recbole.data import create_dataset, data_preparation
 from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.utils import get_trainer, init_seed
 
@@ -21,17 +20,19 @@ from recplug.adapters.features import FeatureTable, find_tables
 from recplug.adapters.recbole.augment import augment
 from recplug.adapters.recbole.compat import recbole_compat
 from recplug.adapters.recbole.config import make_config
+from recplug.adapters.recbole.domains import Domain, is_host_row, source_hosts
 from recplug.adapters.recbole.fingerprint import fingerprint
 from recplug.adapters.recbole.grafted import KEYS, check_config
 from recplug.adapters.recbole.hosts import check_installed
 from recplug.adapters.recbole.ranks import ranks_everything, write_ranks
 from recplug.adapters.recbole.rundir import RunDirectory, adapter_tensors
-from recplug.adapters.recbole.sampling import eval_batch_size, use_fast_sampling, use_fused_adam
+from recplug.adapters.recbole.sampling import use_fast_sampling, use_fused_adam
 from recplug.adapters.recbole.scoped import replaced
+from recplug.adapters.recbole.splits import make_loaders
 from recplug.adapters.recbole.values import check_valid_metric
 from recplug.adapters.recbole.watch import after_validation, log_file, peak_memory, shown, watch
 from recplug.plugins.errors import RecplugError
-from recplug.plugins.registry import manager
+from recplug.plugins.registry import get, manager
 
 log = logging.getLogger("recplug")
 # What RecBole works out for itself, and does not take as a value.
@@ -161,24 +162,11 @@ class Job:
         check_config(augmented.recplug_host, config)
         check_installed(augmented.recplug_host)
         init_seed(config["seed"], config["reproducibility"])
-        dataset = create_dataset(config)
-        sequential = augmented.recplug_host.family == "sequential"
-        if sequential and dataset.time_field not in dataset.inter_feat and not config["benchmark_filename"]:
-            raise RecplugError(
-                f"histories are in the order of TIME_FIELD '{dataset.time_field}', a column that {self.dataset}.inter "
-                f"lacks or load_col does not name; set TIME_FIELD, and in YAML load_col: {{inter: "
-                f"[{dataset.uid_field}, {dataset.iid_field}, {dataset.time_field}]}}"
-            )
-        if not sequential and not self._is_given("eval_batch_size"):
-            given = config["eval_batch_size"]
-            size = eval_batch_size(dataset.item_num, given, self.host, config["eval_args"]["mode"])
-            if size != given:
-                config["eval_batch_size"] = size
-                self._write_config(config, ours=("eval_batch_size",))  # or the file would give other batches
-        try:
-            data = data_preparation(config, dataset)
-        except ValueError as error:  # nothing is left to train on, or a user has every item
-            raise RecplugError(f"{self.dataset} cannot be split and sampled: {' '.join(str(error).split())}") from error
+        given = config["eval_batch_size"]
+        kept = self._is_given("eval_batch_size")
+        data = make_loaders(config, self.host, augmented.recplug_host.family, keep_batch=kept)
+        if config["eval_batch_size"] != given:
+            self._write_config(config, ours=("eval_batch_size",))  # or the file would give other batches
         init_seed(config["seed"], config["reproducibility"])
         return config, data, augmented(config, data[0]._dataset).to(config["device"])
 
@@ -214,6 +202,8 @@ class Job:
             use_fused_adam(trainer.optimizer)
         hooks = manager().hook
         self.accepted = True
+        if model.recplug_source is None and (alone := [n for n in self.names if _takes_source(model, n)]):
+            log.info("one domain: %s without a second one; --%s.source=DATASET adds it", " and ".join(alone), alone[0])
         hooks.recplug_before_training(model=model, settings=self.result["settings"])
         with closing(trainer.tensorboard):
             score, best = self._fit(trainer, model, train_data, valid_data)
@@ -227,6 +217,8 @@ class Job:
             "seconds_per_epoch": _mean(row["train_seconds"] for row in self.directory.rows),
             "peak_memory_bytes": peak_memory(config["device"]),
         }
+        if model.recplug_source is not None:
+            self.result["source"] = self._source(model.recplug_source)
         self._leave(model)
         if isinstance(test_data, FullSortEvalDataLoader) and ranks_everything(model):
             write_ranks(model, test_data, self.directory.path / "ranks.parquet")
@@ -238,7 +230,7 @@ class Job:
                 train_data,
                 valid_data,
                 show_progress=trainer.config["show_progress"],
-                callback_fn=after_validation(model),
+                callback_fn=after_validation(model, self.directory),
             )
         except ValueError as error:
             if "nan" not in str(error).lower():
@@ -277,6 +269,21 @@ class Job:
             self.result["diagnostics"] = self.directory.write_diagnostics(model.recplug)
         manager().hook.recplug_after_training(model=model, result=self.result)
 
+    def _source(self, source: Domain) -> dict[str, Any]:
+        """The second domain of the best epoch, whose parameters the model now has; it is tested here, once."""
+        test = source.evaluate("test")
+        log.info("source %s in the best epoch: test %s", source.name, shown(test))
+        return {
+            "dataset": source.name,
+            "data_fingerprint": fingerprint(*source.loaders.values()),
+            "valid_result": source.evaluate("valid"),
+            "test_result": test,
+            "links": source.pairing.total,
+            "links_held_out": len(source.held_out),
+            "linked_by": "file" if source.pairing.by_file else "token",
+            "share_seen": _mean(row["source/share_seen"] for row in self.directory.rows),
+        }
+
     def _features(self, config: Any) -> dict[str, Any]:
         if not self.names:
             return {}
@@ -307,13 +314,21 @@ def _version(name: str) -> str:
         return "not installed"
 
 
+def _takes_source(model: Any, name: str) -> bool:
+    return get(name).requirements(model.recplug_resolved[name]).second_domain != "no"
+
+
 def _parameters(model: Any) -> dict[str, Any]:
-    plugins = {
-        name: sum(p.numel() for p in augmentation.parameters() if p.requires_grad)
-        for name, augmentation in model.recplug.augmentations().items()
-    }
+    """Trained numbers: of the backbone, of each plugin, and, where there is one, of a source's backbone."""
+    plugins, source = {}, 0
+    for name, augmentation in model.recplug.augmentations().items():
+        hosts = source_hosts(augmentation)
+        sizes = {key: p.numel() for key, p in augmentation.named_parameters() if p.requires_grad}
+        of_host = sum(size for key, size in sizes.items() if is_host_row(key, hosts))
+        plugins[name], source = sum(sizes.values()) - of_host, source + of_host
     total = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return {"backbone": total - sum(plugins.values()), "plugins": plugins}
+    found = {"backbone": total - sum(plugins.values()) - source, "plugins": plugins}
+    return {**found, "source": source} if source else found
 
 
 def _mean(values: Iterator[float]) -> float | None:

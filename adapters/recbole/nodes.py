@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recplug.adapters.recbole.fast import fast_forward
@@ -41,6 +42,8 @@ class GraftedNodes(Grafted):
             encoder: nn.Module = getattr(self, self.recplug_host.nodes)
             encoder.__dict__["recplug_chain"] = self.recplug
             encoder.register_forward_hook(_through_chain)
+        if self.recplug.propagates:
+            self.recplug.vectors = self._recplug_vectors
         if self.recplug.acting("score"):
             score_through(self.recplug, self.get_submodule(self._recplug_pair_loss()))  # type: ignore[attr-defined]
 
@@ -110,8 +113,7 @@ class GraftedNodes(Grafted):
         """The host's; what it propagates on the training graph passes through the plugins."""
         host, chain = self.recplug_host, self.recplug
         names = host.node_arguments
-        wanted = chain.propagates and (chain.acting("propagated") or chain.acting("score"))
-        ours = host.nodes == "forward" and bool(wanted)
+        ours = host.nodes == "forward" and chain.propagates
         if not ours or kwargs or any(a is not getattr(self, n) for a, n in zip(args, names, strict=False)):
             return self._recplug_forward(self, *args, **kwargs)
         self._recplug_refresh()
@@ -127,14 +129,25 @@ class GraftedNodes(Grafted):
     @torch.no_grad()
     def recplug_encode(self) -> None:
         """Propagate once, in evaluation."""
+        if self.recplug.propagates:
+            self._recplug_propagate()
+
+    def _recplug_propagate(self) -> None:
+        """Let the host propagate on its training graph, and the current step see it."""
         host = self.recplug_host
-        if self.recplug.propagates and (self.recplug.acting("propagated") or self.recplug.acting("score")):
-            run = self.forward if host.nodes == "forward" else getattr(self, host.nodes)
-            run(*(getattr(self, name) for name in host.node_arguments))
+        run = self.forward if host.nodes == "forward" else getattr(self, host.nodes)
+        run(*(getattr(self, name) for name in host.node_arguments))
+
+    def _recplug_vectors(self, users: Tensor) -> Tensor:
+        """``users [b]`` to their nodes ``[b, w]``, in a step whose host has not propagated yet."""
+        self._recplug_propagate()
+        nodes = self.recplug.current().propagated
+        assert nodes is not None
+        return F.embedding(users, nodes[0])
 
     def train(self, mode: bool = True) -> Any:
         """Switch mode; nodes that an evaluation kept are dropped."""
-        found = super().train(mode)  # type: ignore[misc]
+        found = super().train(mode)
         self._recplug_drop_caches()
         return found
 
@@ -196,7 +209,5 @@ class GraftedNodes(Grafted):
 
 def _through_chain(encoder: nn.Module, arguments: tuple[Any, ...], nodes: tuple[Tensor, Tensor]) -> Any:
     chain: Chain = encoder.__dict__["recplug_chain"]
-    if not chain.acting("propagated"):
-        return nodes
     step: Step = chain.current()
     return chain.propagated(step, *nodes)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from recplug.adapters.files import replacing
 from recplug.adapters.panels import draw
+from recplug.adapters.recbole.domains import is_host_row, source_hosts
 from recplug.plugins.chain import Chain
 from recplug.plugins.contract import Panel
 from recplug.plugins.errors import RecplugError
@@ -158,5 +159,9 @@ class RunDirectory:
 
 
 def adapter_tensors(chain: Chain) -> dict[str, Tensor]:
-    """Exactly the tensors that plugins added, by ``plugin.tensor``: no host row, no frozen content vector."""
-    return {name: value for name, value in chain.plugins.state_dict().items() if isinstance(value, Tensor)}
+    """Exactly the tensors that plugins added, by ``plugin.tensor``: no host row, no frozen content vector.
+
+    Nor rows of a second domain's backbone, which a plugin holds.
+    """
+    hosts, found = source_hosts(chain.plugins), chain.plugins.state_dict()
+    return {k: value for k, value in found.items() if isinstance(value, Tensor) and not is_host_row(k, hosts)}

@@ -1,8 +1,9 @@
-"""Augmented sequential models: encoding without padding, the encoder for re-encoding, masked histories."""
+"""Augmented sequential models: encoding without padding, the encoder for re-encoding, whole and masked histories."""
 
 from __future__ import annotations
 
 import functools
+import inspect
 from typing import Any
 
 import torch
@@ -12,6 +13,10 @@ from recplug.adapters.recbole.grafted import Grafted, interactions
 from recplug.adapters.recbole.hosts import HOSTS
 from recplug.adapters.recbole.trim import encode_trimmed
 from recplug.plugins.errors import RecplugError
+
+# How encoders name their arguments.
+ENCODES = {"user": "users", "item_seq": "sequence", "seq_item": "sequence", "item_seq_len": "lengths",
+           "seq_item_len": "lengths"}  # fmt: skip
 
 
 class GraftedSequences(Grafted):
@@ -24,6 +29,9 @@ class GraftedSequences(Grafted):
         self.recplug_history: Tensor | None = None
         if config["mask_history"]:
             self.recplug_history = torch.stack(interactions(dataset))
+        if self.recplug_names and self.recplug_host.dot and self._recplug_arguments():
+            self._recplug_histories = Histories(dataset)
+            self.recplug.vectors = self._recplug_vectors
 
     def _recplug_trims(self, config: Any) -> bool:
         wanted = config["trim_padding"]
@@ -54,9 +62,20 @@ class GraftedSequences(Grafted):
             return encode(*args)
 
         output = run()
-        if step is not None and step.encoded is None and self.recplug_host.dot:
+        if step is not None and step.kind == "training" and step.encoded is None and self.recplug_host.dot:
             step.encoder, step.encoded = run, output
         return output
+
+    def _recplug_arguments(self) -> list[str]:
+        """What the encoder takes, in its order, in the words of :data:`ENCODES`; empty where it takes other things."""
+        names = list(inspect.signature(self.recplug_base.forward).parameters)[1:]  # type: ignore[attr-defined]
+        return [ENCODES[name] for name in names] if all(name in ENCODES for name in names) else []
+
+    def _recplug_vectors(self, users: Tensor) -> Tensor:
+        """``users [b]`` to encodings ``[b, d]`` of their whole training histories."""
+        sequence, lengths = self._recplug_histories.of(users)
+        given = {"users": users, "sequence": sequence, "lengths": lengths}
+        return self(*(given[name] for name in self._recplug_arguments()))  # type: ignore[operator]
 
     def full_sort_predict(self, interaction: Any) -> Tensor:
         """The host's scores of every item ``[B * n_items]``; what a user has had ranks last with ``mask_history``."""
@@ -81,3 +100,52 @@ class GraftedSequences(Grafted):
             (last - first).cumsum(0) - (last - first), last - first
         )
         return rows, history[1, first[rows] + offset]
+
+
+class Histories:
+    """Every user's whole training history; read from the data when first asked, and shared by copies of the model.
+
+    Args:
+        dataset: the training split of RecBole's sequential data: a row for every target, in the order of time.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+        self._whole: tuple[Tensor, Tensor] | None = None
+
+    def of(self, users: Tensor) -> tuple[Tensor, Tensor]:
+        """``users [b]`` to ``sequence [b, L]``, padded, and ``lengths [b]``, at least 1."""
+        if self._whole is None:
+            self._whole = whole_histories(self._dataset)
+        if self._whole[0].device != users.device:
+            self._whole = self._whole[0].to(users.device), self._whole[1].to(users.device)
+        sequences, lengths = self._whole
+        return sequences[users], lengths[users]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Histories:
+        return self
+
+
+def whole_histories(dataset: Any) -> tuple[Tensor, Tensor]:
+    """Every user's whole training history: the history of the last training row, and its target.
+
+    Args:
+        dataset: a training split of RecBole's sequential data: a row for every target, in the order of time.
+
+    Returns:
+        ``sequences [n_users, L]``, padded, the last L items of longer ones; ``lengths [n_users]``, at least 1.
+    """
+    feat = dataset.inter_feat
+    users, targets = feat[dataset.uid_field], feat[dataset.iid_field]
+    histories = feat[f"{dataset.iid_field}{dataset.config['LIST_SUFFIX']}"]  # [n, L]
+    n_rows, size = histories.shape
+    # Ties of the length are rows of users with more than L items: of these the last one counts.
+    last = torch.full((dataset.user_num,), -1).scatter_reduce(0, users, torch.arange(n_rows), "amax")
+    known = last >= 0
+    rows = last.clamp(min=0)
+    items = torch.cat([histories[rows], torch.zeros(len(rows), 1, dtype=histories.dtype)], dim=1)  # [n_users, L + 1]
+    lengths = (histories[rows] != 0).sum(dim=1)
+    items = items.scatter(1, lengths.unsqueeze(1), targets[rows].unsqueeze(1))
+    full = (lengths == size).unsqueeze(1)
+    sequences = torch.where(full, items[:, 1:], items[:, :-1]) * known.unsqueeze(1)
+    return sequences, torch.where(known, (lengths + 1).clamp(max=size), 1)

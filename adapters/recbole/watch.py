@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from recplug.adapters.recbole.domains import Domain
 from recplug.adapters.recbole.rundir import RunDirectory, plain
 from recplug.plugins.registry import manager
 
@@ -42,8 +43,10 @@ def watch(trainer: Any, model: Any, writer: Any, directory: RunDirectory) -> Non
             writer.add_scalar(name, value, epoch)
         trainer.wandblogger.log_metrics({"epoch": epoch, **losses}, head="train")
         seconds = time.perf_counter() - begun
-        row = {"epoch": epoch, "train_seconds": round(seconds, 3)}
-        directory.add_epoch({**row, **losses})
+        row = {"epoch": epoch, "train_seconds": round(seconds, 3), **losses}
+        if model.recplug_source is not None:
+            row |= _source_training(model.recplug_source)
+        directory.add_epoch(row)
         return loss
 
     def timed_validate(*args: Any, **kwargs: Any) -> Any:
@@ -70,14 +73,43 @@ def watch(trainer: Any, model: Any, writer: Any, directory: RunDirectory) -> Non
     trainer._train_epoch, trainer._valid_epoch = timed_train, timed_validate
 
 
-def after_validation(model: Any) -> Any:
-    """RecBole's ``callback_fn``: tells augmentations and plugin packages that a validation has ended."""
+def _source_training(source: Domain) -> dict[str, float]:
+    """What an epoch of training did with the second domain."""
+    losses = {f"source/loss/{name}": value for name, value in source.model.recplug.read_parts().items()}
+    return {"source/share_seen": round(source.share_seen(), 4), **losses}
+
+
+def after_validation(model: Any, directory: RunDirectory) -> Any:
+    """RecBole's ``callback_fn``: validates a second domain, and tells augmentations and packages that this has ended.
+
+    Args:
+        model: the augmented model.
+        directory: whose ``metrics.csv`` takes the second domain's columns.
+    """
 
     def callback(epoch: int, score: float) -> None:
         model.recplug.on_evaluation_end(epoch, score)
+        if model.recplug_source is not None:
+            _validate_source(model.recplug_source, epoch, directory)
         manager().hook.recplug_evaluation_end(model=model, epoch=epoch, score=score)
 
     return callback
+
+
+def _validate_source(source: Domain, epoch: int, directory: RunDirectory) -> None:
+    begun = time.perf_counter()
+    result = source.on_evaluation_end(epoch)
+    row = directory.rows.pop()
+    row |= {"source/valid_seconds": round(time.perf_counter() - begun, 3)}
+    row |= {f"source/valid/{name}": value for name, value in result.items()}
+    directory.add_epoch(row)
+    log.info(
+        "           source %s  %s  %.0f %% of its batches  %.1f s",
+        source.name,
+        shown(result),
+        100 * row["source/share_seen"],
+        row["source/valid_seconds"],
+    )
 
 
 @contextmanager

@@ -47,6 +47,7 @@ def attach(
     mask_id: int | None = None,
     family: Family = "sequential",
     encode: Encode | None = None,
+    user_vectors: Callable[[Tensor], Tensor] | None = None,
     score_is_dot: bool = False,
     steps_per_epoch: int = 0,
     seed: int = 0,
@@ -71,6 +72,8 @@ def attach(
         padding_id, mask_id: rows of the item table that carry no item.
         family: ``"sequential"`` or ``"graph"``; matrix factorisation counts as the second.
         encode: from a batch to user vectors ``[B, d]``, for losses that run the model's encoder again.
+        user_vectors: from user ids ``[b]`` to vectors ``[b, d]`` of these users, whoever is in the batch, for losses
+            that compare users (``Step.vectors_of``).
         score_is_dot: whether the model scores by the dot product of such a vector with the item table.
         steps_per_epoch: training steps in one epoch, for plugins with a schedule. An epoch begins with the first step
             after ``model.train()``.
@@ -113,6 +116,7 @@ def attach(
         seed=seed,
     )
     chain = build_chain(resolved, context, encoder=encode is not None and score_is_dot, why=_NOT_HERE).to(device)
+    chain.vectors = user_vectors
     ItemTable.graft(embedding, chain)
     model.add_module(CHILD, chain)
     chain.train(model.training)

@@ -51,7 +51,8 @@ def _sample(magnet: Magnet) -> tuple[Tensor, Tensor]:
 def _entropy(magnet: Magnet, curve: Tensor) -> Panel:
     """``[5, epochs]``."""
     state = magnet.trigger.state()
-    switched, marks = "The second stage has not begun.", ()
+    switched = "The second stage has not begun."
+    marks: tuple[tuple[float, str], ...] = ()
     if state["stage"] > 1:
         why = "forced by t_max" if state["forced"] else f"trigger {magnet.settings.trigger}"
         switched = f"The second stage began at step {state['switch_step']}, in epoch {state['switch_epoch']} ({why})."

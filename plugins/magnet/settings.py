@@ -26,8 +26,10 @@ PRESETS: dict[Preset, dict[str, Any]] = {
         "induced": 150,
         "content_width": 0,
         "contrast_rows": 1024,
+        "lambda_view": 0.01,
         "trigger": "paper",
         "expert_input": "concat",
+        "router_hidden": 64,
         "leave_one_out": False,
     },
     "robust": {"coverage_floor": 0.1},
@@ -124,14 +126,19 @@ class MagnetSettings(PluginSettings):
     )
     # -- router
     top_k: int = setting(4, "Experts that a pair keeps.", paper="K, eq. 18", search=[2, 4, 9], ge=1)
-    router_hidden: int = setting(64, "Width of the router's hidden layer; 0 for a linear router.", ge=0, le=4096)
+    router_hidden: int = setting(16, "Width of the router's hidden layer; 0 for a linear router.", ge=0, le=4096)
     detach_router_input: bool = setting(False, "Whether the router's losses stay out of the encoder.")
     # -- losses and stages
     lambda_route: float = setting(
         0.3, "Weight of the coverage and confidence losses.", paper="λ_r, eq. 31", search=(0.1, 0.6), ge=0
     )
     lambda_view: float = setting(
-        0.01, "Weight of the contrast between the views.", paper="λ_ctr, eq. 28", search=(1e-3, 1e-1), ge=0
+        1e-5,
+        "Weight of the contrast between the views. The paper's 0.01 stands beside a sum over a batch of a thousand "
+        "pairs, where everything here is a mean; at 0.01 it rules the training.",
+        paper="λ_ctr, eq. 28",
+        search=(1e-6, 1e-3),
+        ge=0,
     )
     temperature: float = setting(0.5, "Of the contrast between the views.", paper="τ, eq. 28", search=(0.1, 1.5), gt=0)
     contrast_rows: int = setting(

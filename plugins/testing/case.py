@@ -17,24 +17,27 @@ from recplug.plugins.factors import Factor, FactorProfiles
 from recplug.plugins.nn.propagation import lightgcn
 from recplug.plugins.settings import PluginSettings, parse_settings
 from recplug.plugins.step import Batch
+from recplug.plugins.testing.domains import ToySource
 from recplug.plugins.testing.host import ToyHost
 from recplug.plugins.testing.rules import require
 from recplug.plugins.testing.toys import HOSTS, Toy, ToyGraph, ToyPropagation
 
 N_USERS, N_ITEMS, LENGTH = 14, 23, 6  # rare sizes, also their sum, or other things would look like rows of nodes
 LONELY_USER, COLD_ITEM = 13, 7  # without interactions; the item lacks content too
+N_SOURCE_USERS, N_SOURCE_ITEMS = 17, 29  # of the second domain; other sizes, for the same reason
 
 
 @dataclass(frozen=True)
 class Case:
-    """A plugin, its settings and the name of a toy backbone (:data:`HOSTS`)."""
+    """A plugin, its settings and the name of a toy backbone (:data:`HOSTS`), maybe with a second domain."""
 
     plugin: Plugin
     settings: PluginSettings
     host: str
+    second_domain: bool = False
 
     def __str__(self) -> str:
-        return f"{self.plugin.name} on {self.host}"
+        return f"{self.plugin.name} on {self.host}{' with a source' if self.second_domain else ''}"
 
     def backbone(self, edges: Tensor | None = None) -> Toy:
         """The bare toy, the same at every call, over ``edges [2, n]``."""
@@ -93,6 +96,20 @@ class Case:
             lengths=lengths,
         )
 
+    def source(self) -> ToySource:
+        """The second domain: the bare toy over other data, one batch of them, and linked users."""
+        generator = torch.Generator("cpu").manual_seed(9)
+        users = torch.arange(1, N_SOURCE_USERS, device="cpu").repeat_interleave(3)
+        items = torch.randint(1, N_SOURCE_ITEMS, (len(users),), generator=generator, device="cpu")
+        edges = torch.stack([users, items])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(10)
+            backbone = HOSTS[self.host](N_SOURCE_USERS, N_SOURCE_ITEMS, edges)
+        context = _context(self.host, backbone, n_users=N_SOURCE_USERS, n_items=N_SOURCE_ITEMS, edges=edges)
+        links = torch.tensor([[1, 9], [2, 3], [4, 1], [7, 12], [8, 2], [11, 6], [16, 5]], device="cpu")
+        held_out = torch.tensor([[5, 4], [6, 8], [9, 7]], device="cpu")
+        return ToySource(ToyHost(backbone, {}, context), [self.batch()], links=links, held_out=held_out)
+
     def build(
         self,
         *,
@@ -104,30 +121,15 @@ class Case:
         """The augmented toy, as an adapter builds it: in a forked random state, seeded with the run's seed."""
         edges = self.edges() if edges is None else edges
         backbone = backbone or self.backbone(edges)
-        tables: dict[Side, torch.nn.Embedding] = {"items": backbone.items}
-        if isinstance(backbone, ToyGraph):
-            tables["users"] = backbone.users
-        width: dict[str, int] = {side: table.embedding_dim for side, table in tables.items()}
-        if "propagated" in backbone.seams:
-            width["propagated"] = width["items"]
-        context = Context(
-            host=self.host,
-            family=backbone.family,
+        context = _context(
+            self.host,
+            backbone,
             n_users=N_USERS,
             n_items=N_ITEMS,
-            n_rows={side: table.num_embeddings for side, table in tables.items()},
-            width=width,
             edges=edges,
             modalities=self.modalities() if modalities is None else modalities,
             factors=factors or self.factors(),
-            mask_id=backbone.mask_id,
-            steps_per_epoch=3,
-            device=torch.device("cpu"),
-            seed=5,
-            propagate=partial(lightgcn, layers=2) if backbone.family == "graph" else None,
-            loss_reduction=backbone.loss_reduction,
-            free_width=isinstance(backbone, ToyPropagation) and backbone.free_width,
-            scores="score" in backbone.seams,
+            source=self.source() if self.second_domain else None,
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(context.seed)
@@ -135,13 +137,55 @@ class Case:
         return ToyHost(backbone, {self.plugin.name: augmentation}, context)
 
     def at_identity(self) -> Case:
-        """The same case at the settings at which the plugin adds nothing."""
+        """The same case at the settings at which the plugin adds nothing; a second domain would add its own loss."""
         values = {**self.settings.model_dump(exclude_unset=True), **self.plugin.identity}
-        return replace(self, settings=parse_settings(self.plugin.name, self.plugin.settings, values))
+        return replace(
+            self, settings=parse_settings(self.plugin.name, self.plugin.settings, values), second_domain=False
+        )
+
+
+def _context(
+    name: str,
+    backbone: Toy,
+    *,
+    n_users: int,
+    n_items: int,
+    edges: Tensor,
+    modalities: Mapping[str, Modality] | None = None,
+    factors: FactorProfiles | None = None,
+    source: ToySource | None = None,
+) -> Context:
+    """What an adapter says of a toy."""
+    tables: dict[Side, torch.nn.Embedding] = {"items": backbone.items}
+    if isinstance(backbone, ToyGraph):
+        tables["users"] = backbone.users
+    width: dict[str, int] = {side: table.embedding_dim for side, table in tables.items()}
+    if "propagated" in backbone.seams:
+        width["propagated"] = width["items"]
+    return Context(
+        host=name,
+        family=backbone.family,
+        n_users=n_users,
+        n_items=n_items,
+        n_rows={side: table.num_embeddings for side, table in tables.items()},
+        width=width,
+        edges=edges,
+        modalities=modalities or {},
+        factors=factors,
+        mask_id=backbone.mask_id,
+        steps_per_epoch=3,
+        device=torch.device("cpu"),
+        seed=5,
+        propagate=partial(lightgcn, layers=2) if backbone.family == "graph" else None,
+        loss_reduction=backbone.loss_reduction,
+        source=source,
+        free_width=isinstance(backbone, ToyPropagation) and backbone.free_width,
+        scores="score" in backbone.seams,
+    )
 
 
 def cases(plugin: Plugin, settings: Mapping[str, Any] | None = None, hosts: Iterable[str] = tuple(HOSTS)) -> list[Case]:
-    """The toy backbones that a plugin fits, with validated settings.
+    """The toy backbones that a plugin fits, with validated settings; with a second domain too where that is optional.
 
     Args:
         plugin: the plugin.
@@ -154,8 +198,6 @@ def cases(plugin: Plugin, settings: Mapping[str, Any] | None = None, hosts: Iter
     """
     parsed = parse_settings(plugin.name, plugin.settings, settings or {})
     needs = plugin.requirements(parsed)
-    if needs.second_domain == "required":
-        raise RecplugError(f"the toy data have no second domain, which {plugin.name} requires")
     toys = [(Case(plugin, parsed, host), Case(plugin, parsed, host).backbone()) for host in hosts]
     toys = [(case, toy) for case, toy in toys if toy.family in needs.families]
     if not toys:
@@ -173,7 +215,8 @@ def cases(plugin: Plugin, settings: Mapping[str, Any] | None = None, hosts: Iter
     fitting = [(case, toy) for case, toy in fitting if toy.family == "sequential" or not needs.backbone_in_loss]
     if not fitting:
         raise RecplugError(f"{plugin.name} re-runs the encoder, which of the toy hosts the sequential ones offer")
-    return [case for case, _ in fitting]
+    domains = {"no": (False,), "optional": (False, True), "required": (True,)}[needs.second_domain]
+    return [replace(case, second_domain=second) for case, _ in fitting for second in domains]
 
 
 def step_loss(host: ToyHost, batch: Batch) -> Tensor:

@@ -26,6 +26,7 @@ class ToyHost(nn.Module):
 
     backbone: Toy
     chain: Chain
+    histories: Tensor
 
     def __init__(self, backbone: Toy, augmentations: Mapping[str, Augmentation], context: Context) -> None:
         super().__init__()
@@ -37,7 +38,11 @@ class ToyHost(nn.Module):
             if "score" in backbone.seams:
                 backbone.pair_loss.__dict__["chain"] = self.chain
                 backbone.pair_loss.register_forward_pre_hook(_through_scores)
+        if isinstance(backbone, ToySequence):
+            self.register_buffer("histories", histories_of(context.edges, context.n_users), persistent=False)
+            self.chain.vectors = self._encoded
         if isinstance(backbone, ToyPropagation):
+            self.chain.vectors = self._propagated
             # Past nn.Module.__setattr__: the chain is no child of the backbone.
             backbone.__dict__["chain"] = self.chain
             backbone.register_forward_hook(_through_chain)
@@ -59,6 +64,18 @@ class ToyHost(nn.Module):
                 host = backbone.loss(batch)
             total = self.chain.total_loss(step)
         return host if total is None else host + total
+
+    def _encoded(self, users: Tensor) -> Tensor:
+        """``users [b]`` to encodings ``[b, d]`` of their whole histories."""
+        assert isinstance(self.backbone, ToySequence)
+        sequence = self.histories[users]  # [b, L]
+        lengths = (sequence != 0).sum(dim=1).clamp(min=1)
+        return self.backbone.encode(Batch(users=users, sequence=sequence, lengths=lengths))
+
+    def _propagated(self, users: Tensor) -> Tensor:
+        """``users [b]`` to their nodes ``[b, w]``."""
+        assert isinstance(self.backbone, ToyPropagation)
+        return self.backbone()[0][users]
 
     def encode(self, batch: Batch) -> Tensor:
         """``[B, d]``, within a step that knows the whole batch; nothing is learned from it."""
@@ -88,6 +105,17 @@ class ToyHost(nn.Module):
             scores = self.chain.score(step, self.backbone.pairs(users, items), users, items)
         self.train(training)
         return scores
+
+
+def histories_of(edges: Tensor, n_users: int) -> Tensor:
+    """``edges [2, n]`` (user, item) to each user's items in their order, padded: ``[n_users, L]``."""
+    order = torch.argsort(edges[0], stable=True)
+    users, items = edges[:, order]
+    counts = torch.bincount(users, minlength=n_users)
+    place = torch.arange(len(users), device=users.device) - (counts.cumsum(0) - counts)[users]
+    found = torch.zeros(n_users, max(int(counts.max()), 1), dtype=torch.long, device=edges.device)
+    found[users, place] = items
+    return found
 
 
 def _through_chain(backbone: nn.Module, arguments: tuple[object, ...], nodes: tuple[Tensor, Tensor]) -> object:

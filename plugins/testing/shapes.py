@@ -16,7 +16,8 @@ def check_seams(case: Case) -> None:
     """``Requirements.seams`` against the class."""
     (augmentation,) = case.build().chain.augmentations().values()
     needs, found = case.plugin.requirements(case.settings), augmentation.seams()
-    require(needs.seams == found - needs.one_of, f"declared {sorted(needs.seams)}, found {sorted(found)}")
+    sure = found - needs.one_of - needs.optional
+    require(needs.seams == sure, f"declared {sorted(needs.seams)}, found {sorted(sure)}")
     if needs.one_of:
         taken = sorted(needs.one_of & found)
         require(len(taken) == 1, f"declared one of {sorted(needs.one_of)}, found {taken}")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import gzip
+import json
 from pathlib import Path
 
 import numpy as np
@@ -53,11 +54,15 @@ def test_list_says_how_to_make_what_is_not_bundled(recplug_cli):
         ("amazon-baby", "19,445 users, 7,050 items, 160,792 interactions"),
         ("amazon-beauty", "22,363 users, 12,101 items, 198,502 interactions"),
         ("movielens-small", "1,954 users, 2,686 items, 193,558 interactions"),
+        ("food-small", "1,983 users, 780 items, 12,044 interactions"),
+        ("kitchen-small", "2,797 users, 1,267 items, 17,272 interactions"),
+        ("food", "14,870 users, 8,661 items, 98,316 interactions"),
+        ("kitchen", "47,589 users, 27,637 items, 337,811 interactions"),
     ):
         _, _, after = out.partition(f"\n{name}: ")
         assert after.splitlines()[1].strip() == counts
     assert "recplug data get amazon-baby --from DIR" in out
-    assert out.count("research only, not commercial, cite the papers") == 6
+    assert out.count("research only, not commercial, cite the papers") == 10
 
 
 @pytest.mark.parametrize("place", [["--to", "sets"], ["sets"], []])
@@ -92,6 +97,27 @@ def test_get_copies_the_cut_where_to_says(tmp_path, monkeypatch, recplug_cli):
     here = recplug_cli("data", "check", "sets/amazon-baby-small").out
     assert here == recplug_cli("data", "check", "amazon-baby-small").out
     assert "split: train 13,098, valid 1,788, test 1,994" in here
+
+
+def test_holdout_makes_a_set_that_checks_and_says_who_is_new(tmp_path, monkeypatch, recplug_cli, refused):
+    monkeypatch.chdir(tmp_path)
+    words = ["data", "holdout", "food-small", "--to", "held", "--new_users", "0.1", "--new_items", "0", "--seed", "3"]
+    ended = recplug_cli(*words, "--pair", "kitchen-small")
+    assert (ended.code, ended.err) == (0, "")
+    said = ended.out.splitlines()
+    story = json.loads(Path("held/food-small/food-small.holdout.json").read_text())
+    assert said[0].startswith(f"new users: {len(story['new_users'])} of 1,983")
+    assert f"{len(story['known_in']['users'])} of the new users are users of kitchen-small" in said
+    assert said[-2] == "the new users that food-small had before are left out"
+    assert said[-1].endswith("run_recbole --dataset food-small --data_path held")
+    line = next(line for line in recplug_cli("data", "check", "held/food-small").out.splitlines() if "support" in line)
+    counts = story["interactions"]
+    assert line.startswith(f"new users and items: support {counts['support']:,}, query {counts['query']:,} (new_user ")
+    assert "exists; move it away" in refused(recplug_cli(*words))
+    assert "new_users is 1.0" in refused(recplug_cli(*words[:3], "--to", "other", "--new_users", "1"))
+    assert "RecBole's own" in refused(recplug_cli("data", "holdout", "ml-100k", "--to", "other"))
+    assert "did you mean 'food-small'" in refused(recplug_cli("data", "holdout", "food-smal", "--to", "other"))
+    assert not Path("other").exists()
 
 
 def test_import_puts_a_graph_beside_the_interactions(graph, recplug_cli, refused):

@@ -91,7 +91,7 @@ def test_doctor(recplug_cli, monkeypatch):
 
 def test_data_list_shows_the_terms(recplug_cli):
     out = recplug_cli("data", "list").out
-    assert out.count("research only, not commercial, cite the papers") == len(bundled()) + len(RECIPES) == 6
+    assert out.count("research only, not commercial, cite the papers") == len(bundled()) + len(RECIPES) == 10
     assert "amazon-scientific: " in out
     assert "2,928 users, 1,585 items, 19,712 interactions" in out
     assert "ml-100k" in out

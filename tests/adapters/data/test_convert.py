@@ -91,9 +91,10 @@ def test_baby_comes_whole(source, cut, tmp_path):
     for number, part in enumerate(PARTS):
         header, *own = lines(folder / f"amazon-baby.{part}.inter")
         assert header == ["user_id:token", "item_id:token"]
-        assert own == [[str(user), str(item)] for user, item, split in rows if split == number]
+        assert own == [[f"R{user}", str(item)] for user, item, split in rows if split == number]
     assert [row[1] for row in lines(folder / "amazon-baby.item")[1:]] == asins
-    assert lines(folder / "amazon-baby.user")[8] == ["7", "R7"]
+    assert lines(folder / "amazon-baby.user")[0] == ["user_id:token", "number:token"]
+    assert lines(folder / "amazon-baby.user")[8] == ["R7", "7"]
     tokens = tuple(map(str, range(len(asins))))
     for modality in ("image", "text"):
         table = FeatureTable.load(folder / f"amazon-baby.{modality}.safetensors")
@@ -146,7 +147,7 @@ def test_recbole_reads_the_split_as_it_is(source, cut, tmp_path, monkeypatch):
             dataset.id2token("item_id", features["item_id"].numpy()),
             strict=True,
         )
-        expected = sorted((str(user), str(item)) for user, item, split in rows if split == number)
+        expected = sorted((f"R{user}", str(item)) for user, item, split in rows if split == number)
         assert sorted((str(user), str(item)) for user, item in pairs) == expected
     assert dataset.token2id("item_id", "5") > 0  # known, though not in training
     assert loaders[1].step >= 256  # users a batch
@@ -232,7 +233,9 @@ def test_beauty_comes_in_order(tmp_path):
     vectors[1] = 0  # no title, no vector
     np.save(folder / "text_feat_lsa128.npy", vectors)
     made = convert(recipe, folder, tmp_path / "sets")
-    assert lines(made / "amazon-beauty.inter")[1:] == [list(map(str, row)) for row in rows]
+    assert lines(made / "amazon-beauty.inter")[1:] == [
+        ["RS"[user], str(item), str(order)] for user, item, order in rows
+    ]
     assert FeatureTable.load(made / "amazon-beauty.text.safetensors").tokens == ("0", "2")
     factors = FactorTable.load(made / "amazon-beauty.factors.json")
     assert factors.values == {"broad attributes": (("4", "17"), (), ("4",))}  # with three items no id is rare

@@ -193,7 +193,7 @@ def test_ready_made_splits_are_found(tmp_path):
     assert locate("a[b]", tmp_path) == tmp_path
 
 
-@pytest.mark.parametrize("name", [SMALL, FULL, BABY])
+@pytest.mark.parametrize("name", [SMALL, FULL, BABY, "food-small"])
 def test_a_copy_is_whole_and_stands_alone(tmp_path, name):
     folder = get(name, tmp_path / "data")
     assert folder == tmp_path / "data" / name
@@ -353,5 +353,6 @@ def test_the_set_in_a_folder_is_the_one_it_is_named_after(shop, tmp_path):
 def test_the_terms_carry_sources_and_citations():
     terms = (Path(bundled()[SMALL].directory).parent / "TERMS.md").read_text()
     for word in ("3d93ec5", "db47560", "EMNLP", "UniSRec", "MISSRec", "DeCoRec", "not commercial", "CLIP ViT-B/32",
-                 "5a58082", "6502a00", "f29f02a", "SIGIR 2015", "WWW 2016"):  # fmt: skip
+                 "5a58082", "6502a00", "f29f02a", "SIGIR 2015", "WWW 2016",
+                 "5825e99", "LLMCDSR", "CIKM 2022"):  # fmt: skip
         assert word in terms

@@ -640,16 +640,16 @@ def test_ranks_leave_out_the_history_as_recboles_metrics_do(lightgcn_run):
 
 def test_an_evaluation_batch_holds_several_users(tiny, tmp_path, monkeypatch):
     """RecBole divides eval_batch_size by the number of items; what was given stays as it was given."""
-    from recplug.adapters.recbole import job
+    from recplug.adapters.recbole import splits
 
     monkeypatch.chdir(tmp_path)
-    sizes, prepare = [], job.data_preparation
+    sizes, prepare = [], splits.data_preparation
 
     def recorded(config, dataset):
         sizes.append((config["eval_batch_size"], dataset.item_num))
         return prepare(config, dataset)
 
-    monkeypatch.setattr(job, "data_preparation", recorded)
+    monkeypatch.setattr(splits, "data_preparation", recorded)
     more = {"epochs": 1, "embedding_size": 8, "use_gpu": False, "show_progress": False, "seed": 5}
     more["load_col"] = {"inter": ["user_id", "item_id", "timestamp"]}
     run("BPR", "tiny", "", more, data_path=tiny, output_dir=tmp_path / "one")

@@ -315,3 +315,22 @@ def test_load_refuses_other_tensors(tmp_path):
 def test_recbole_is_not_needed():
     code = "import sys, recplug.adapters.torch; sys.exit('recbole' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_losses_may_ask_for_users_outside_of_the_batch():
+    model, (sequence, target) = toy(), batch()
+    histories = torch.randint(1, ITEMS, (9, 4), generator=torch.Generator().manual_seed(6))
+    attachment = attach(
+        model, item_table="items", plugins=[], user_vectors=lambda users: model.encode(histories[users])
+    )
+    model.train()
+    users = torch.tensor([8, 2, 8])
+    negatives = torch.randint(1, ITEMS, (6,))
+    with attachment.step(sequence=sequence, positives=target, negatives=negatives) as step:
+        found = step.vectors_of(users)
+        found.sum().backward()
+    assert found.shape == (3, WIDTH)
+    assert (model.items.raw.grad[histories[users]].abs().sum(dim=-1) > 0).all()
+    model.eval()
+    with torch.no_grad():
+        assert torch.allclose(attachment.chain.current().vectors_of(users), model.encode(histories[users]))

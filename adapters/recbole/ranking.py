@@ -1,0 +1,100 @@
+"""Recommendations as a table that is made block by block, and written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from recplug.adapters.files import replacing
+from recplug.plugins.errors import RecplugError
+
+SCHEMA = pa.schema([("user", pa.string()), ("item", pa.string()), ("score", pa.float32()), ("rank", pa.int32())])
+KINDS = (".parquet", ".csv", ".jsonl")
+
+
+def check_output(path: str | os.PathLike[str]) -> Path:
+    """The path of a table to be written.
+
+    Raises:
+        RecplugError: for an ending that is not ``.parquet``, ``.csv`` or ``.jsonl``, or a folder that is not there.
+    """
+    target = Path(path)
+    if target.suffix not in KINDS:
+        raise RecplugError(f"cannot tell the format of {target}; let it end with {', '.join(KINDS)}")
+    if not target.parent.is_dir():
+        raise RecplugError(f"no folder {target.parent} to write {target.name} to; make it first")
+    return target
+
+
+class Recommendations:
+    """Who is recommended what: columns ``user``, ``item``, ``score``, ``rank`` (1 is best), best first.
+
+    Nothing is computed before it is asked for, and then a block of users at a time: writing to a file never holds more
+    than a block's scores. :meth:`table` keeps what it has computed.
+
+    Args:
+        make: gives the blocks, from the beginning at every call.
+        users: how many users there are.
+    """
+
+    def __init__(self, make: Callable[[], Iterator[pa.RecordBatch]], users: int) -> None:
+        self._make = make
+        self._table: pa.Table | None = None
+        self.users = users
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """The rows, a block of users at a time."""
+        yield from self._make() if self._table is None else self._table.to_batches()
+
+    def table(self) -> pa.Table:
+        """Everything, as a pyarrow table; ``.table().to_pandas()`` is a data frame."""
+        if self._table is None:
+            self._table = pa.Table.from_batches(self._make(), SCHEMA)
+        return self._table
+
+    def lists(self) -> dict[str, list[str]]:
+        """Each user's items, best first."""
+        found: dict[str, list[str]] = {}
+        for user, item in zip(*(self.table()[name].to_pylist() for name in ("user", "item")), strict=True):
+            found.setdefault(user, []).append(item)
+        return found
+
+    def to_parquet(self, path: str | os.PathLike[str]) -> None:
+        """Write a Parquet file, a row group a block."""
+        with replacing(path) as partial, pyarrow.parquet.ParquetWriter(partial, SCHEMA) as writer:
+            for batch in self.batches():
+                writer.write_batch(batch)
+
+    def to_csv(self, path: str | os.PathLike[str]) -> None:
+        """Write comma-separated UTF-8 with a header."""
+        with replacing(path) as partial, pyarrow.csv.CSVWriter(partial, SCHEMA) as writer:
+            for batch in self.batches():
+                writer.write_batch(batch)
+
+    def to_jsonl(self, path: str | os.PathLike[str]) -> None:
+        """Write one JSON object a row, as UTF-8."""
+        with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
+            for batch in self.batches():
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in batch.to_pylist())
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write in the format that the path's ending names; a reader never sees half a file.
+
+        Raises:
+            RecplugError: see :func:`check_output`; where the file cannot be written.
+        """
+        target = check_output(path)
+        write = {".parquet": self.to_parquet, ".csv": self.to_csv, ".jsonl": self.to_jsonl}[target.suffix]
+        try:
+            write(target)
+        except OSError as error:
+            raise RecplugError(f"cannot write {target}: {error.strerror}; choose another place") from error
+
+    def __repr__(self) -> str:
+        return f"Recommendations(users={self.users}, columns={SCHEMA.names})"

@@ -1,0 +1,43 @@
+"""From a configuration to RecBole's loaders, with one line for what is wrong with the data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from recbole.data import create_dataset, data_preparation
+
+from recplug.adapters.recbole.sampling import eval_batch_size
+from recplug.plugins.contract import Family
+from recplug.plugins.errors import RecplugError
+
+
+def make_loaders(config: Any, host: type, family: Family, *, keep_batch: bool) -> tuple[Any, Any, Any]:
+    """Read the data set that ``config`` names, split it, and make loaders of its parts.
+
+    Args:
+        config: RecBole's; its ``eval_batch_size`` is raised to one at which a batch holds several users.
+        host: the model's class.
+        family: its family.
+        keep_batch: whether ``eval_batch_size`` stays as it is, because the user chose it.
+
+    Returns:
+        Loaders of the training, validation and test parts.
+
+    Raises:
+        RecplugError: for a sequential host's data without time, and data that cannot be split and sampled.
+    """
+    name, dataset = config["dataset"], create_dataset(config)
+    if family == "sequential" and dataset.time_field not in dataset.inter_feat and not config["benchmark_filename"]:
+        raise RecplugError(
+            f"histories are in the order of TIME_FIELD '{dataset.time_field}', a column that {name}.inter "
+            f"lacks or load_col does not name; set TIME_FIELD, and in YAML load_col: {{inter: "
+            f"[{dataset.uid_field}, {dataset.iid_field}, {dataset.time_field}]}}"
+        )
+    if family != "sequential" and not keep_batch:
+        given, mode = config["eval_batch_size"], config["eval_args"]["mode"]
+        config["eval_batch_size"] = eval_batch_size(dataset.item_num, given, host, mode)
+    try:
+        train, valid, test = data_preparation(config, dataset)
+    except ValueError as error:  # nothing is left to train on, or a user has every item
+        raise RecplugError(f"{name} cannot be split and sampled: {' '.join(str(error).split())}") from error
+    return train, valid, test
