@@ -100,9 +100,10 @@ def _curves(axes: Axes, panel: Panel, values: np.ndarray) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     if panel.rows:
-        beside = len(panel.rows) + len(panel.marks) > 4  # so many would cover the lines
-        corner, anchor = ("upper left", (1.0, 1.0)) if beside else ("best", None)
-        axes.legend(frameon=False, fontsize=9, loc=corner, bbox_to_anchor=anchor)
+        if len(panel.rows) + len(panel.marks) > 4:  # so many would cover the lines
+            axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        else:
+            axes.legend(frameon=False, fontsize=9)
 
 
 def _scatter(figure: Figure, panel: Panel, values: np.ndarray) -> None:

@@ -87,7 +87,7 @@ def test_the_log_says_when_and_why_it_switched_and_warns_of_the_first_epoch(make
     assert "of 9 experts in use" in caplog.text
 
 
-def test_a_later_switch_is_no_warning(make, caplog):
+def test_a_later_switch_is_no_warning(make, module_of, caplog):
     case = make("nodes-bpr", trigger="armed", t_max=2)
     host = case.build()
     with caplog.at_level(logging.INFO, "recplug"):
@@ -95,4 +95,5 @@ def test_a_later_switch_is_no_warning(make, caplog):
             step_loss(host, case.batch())
     assert "stage 1, entropy" in caplog.text
     assert "stage 2 since step 2 of epoch 2 (forced by t_max)" in caplog.text
+    assert module_of(host).diagnostics()["entropy"].marks == ((2.0, "second stage, forced by t_max"),)
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
