@@ -55,6 +55,10 @@ def show(name: Annotated[str, typer.Argument(help="A plugin's name.")]) -> None:
 def _needs(needs: Requirements) -> str:
     """What a plugin needs, in a line."""
     parts = [f"a {' or '.join(sorted(needs.families, reverse=True))} backbone", f"its {', '.join(sorted(needs.seams))}"]
+    if needs.one_of:
+        parts.append(f"one of {', '.join(sorted(needs.one_of))}")
+    if needs.optional:
+        parts.append(f"acts on {', '.join(sorted(needs.optional))} too where there are any")
     if needs.modalities:
         parts.append(f"{needs.modalities} feature table{'s' if needs.modalities > 1 else ''} or more")
     if needs.factors:
