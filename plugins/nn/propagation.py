@@ -206,6 +206,20 @@ class Adjacency:
 
     __matmul__ = matmul
 
+    @torch.no_grad()
+    def times(self, x: Tensor) -> Tensor:
+        """``x [n, d]``, float32 or float64, to ``[m, d]``, without a gradient.
+
+        On the CPU a row is a weighted bag of ``x``'s rows, for which torch's kernel is several times as fast as MKL's
+        product.
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.contiguous()
+            if x.device.type != "cpu":
+                return torch.mm(self.csr(x.dtype), x)
+            crow, col, values = self.bags(x.dtype)
+            return F.embedding_bag(col, x, crow, mode="sum", include_last_offset=True, per_sample_weights=values)
+
     def _fit(self, x: Tensor) -> Tensor:
         if x.dim() != 2 or x.shape[0] != self.shape[1]:
             raise RecplugError(
@@ -285,26 +299,13 @@ def lightgcn(adjacency: Adjacency, users: Tensor, items: Tensor, layers: int) ->
     return nodes[: len(users)], nodes[len(users) :]
 
 
-def _times(adjacency: Adjacency, x: Tensor) -> Tensor:
-    """``A x`` without a gradient.
-
-    On the CPU a row is a weighted bag of ``x``'s rows, for which torch's kernel is several times as fast as MKL's
-    product.
-    """
-    with torch.autocast(x.device.type, enabled=False):
-        if x.device.type != "cpu":
-            return torch.mm(adjacency.csr(x.dtype), x)
-        crow, col, values = adjacency.bags(x.dtype)
-        return F.embedding_bag(col, x, crow, mode="sum", include_last_offset=True, per_sample_weights=values)
-
-
 class _Product(torch.autograd.Function):
     """``A x``; the gradient is ``A^T g``, again a product that can be differentiated."""
 
     @staticmethod
     def forward(ctx: Any, adjacency: Adjacency, x: Tensor) -> Tensor:
         ctx.adjacency = adjacency
-        return _times(adjacency, x.contiguous())
+        return adjacency.times(x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
@@ -319,10 +320,9 @@ class _Mean(torch.autograd.Function):
         ctx.adjacency, ctx.layers = adjacency, layers
         if layers == 0:
             return x.clone()
-        x = x.contiguous()
         total = x
         for _ in range(layers):
-            total = _times(adjacency, total).add_(x)  # [n, d]
+            total = adjacency.times(total).add_(x)  # [n, d]
         return total.div_(layers + 1)
 
     @staticmethod

@@ -138,7 +138,7 @@ class _Analysis(torch.autograd.Function):
     def forward(ctx: Any, graph: Adjacency, x: Tensor, low: Tensor, rows: Tensor | None) -> Tensor:
         ctx.graph, ctx.low, ctx.rows = graph, low, rows
         with torch.autocast(x.device.type, enabled=False):
-            return _analyse(graph.csr(x.dtype), x.contiguous(), low, rows)
+            return _analyse(graph, x.contiguous(), low, rows)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, None, None]:
@@ -152,14 +152,14 @@ class _Synthesis(torch.autograd.Function):
     def forward(ctx: Any, graph: Adjacency, bands: Tensor, low: Tensor, rows: Tensor | None) -> Tensor:
         ctx.graph, ctx.low, ctx.rows = graph, low, rows
         with torch.autocast(bands.device.type, enabled=False):
-            return _synthesise(graph.csr(bands.dtype), bands, low, rows)
+            return _synthesise(graph, bands, low, rows)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, None, None]:
         return None, _Analysis.apply(ctx.graph, grads[0], ctx.low, ctx.rows), None, None
 
 
-def _analyse(matrix: Tensor, x: Tensor, low: Tensor, rows: Tensor | None) -> Tensor:
+def _analyse(graph: Adjacency, x: Tensor, low: Tensor, rows: Tensor | None) -> Tensor:
     edges, terms = low.shape
     asked = x if rows is None else x[rows]  # [r, F]
     block = asked.new_empty(min(BLOCK, terms), *asked.shape)
@@ -167,11 +167,9 @@ def _analyse(matrix: Tensor, x: Tensor, low: Tensor, rows: Tensor | None) -> Ten
     before, now = x, x
     for k in range(terms):
         if k == 1:
-            now = torch.mm(matrix, x)
-        elif k == 2:  # x itself is not ours to write to
-            before, now = now, torch.addmm(x, matrix, now, beta=-1, alpha=2)
-        elif k > 2:
-            before, now = now, before.addmm_(matrix, now, beta=-1, alpha=2)
+            now = graph.times(x)
+        elif k > 1:
+            before, now = now, graph.times(now).mul_(2).sub_(before)
         slot = k % BLOCK
         if rows is None:
             block[slot].copy_(now)
@@ -187,7 +185,7 @@ def _analyse(matrix: Tensor, x: Tensor, low: Tensor, rows: Tensor | None) -> Ten
     return bands
 
 
-def _synthesise(matrix: Tensor, bands: Tensor, low: Tensor, rows: Tensor | None) -> Tensor:
+def _synthesise(graph: Adjacency, bands: Tensor, low: Tensor, rows: Tensor | None) -> Tensor:
     """Clenshaw's recursion: b_k = g_k + 2 A b_{k+1} - b_{k+2}, where g_k is what the bands give to T_k."""
     terms, shape = low.shape[1], bands.shape[1:]
     steps = (bands[:-1] - bands[1:]).flatten(1)  # [M-1, r*F]: what each low-pass receives
@@ -201,11 +199,11 @@ def _synthesise(matrix: Tensor, bands: Tensor, low: Tensor, rows: Tensor | None)
         part = block[k - begin]
         return total.add_(part) if rows is None else total.index_add_(0, rows, part)
 
-    size = (matrix.shape[0], shape[1])
+    size = (graph.shape[0], shape[1])
     before, now = bands.new_zeros(size), add(bands.new_zeros(size), terms - 1)
     for k in range(terms - 2, 0, -1):
-        before, now = now, add(before.addmm_(matrix, now, beta=-1, alpha=2), k)
-    total = add(before.addmm_(matrix, now, beta=-1), 0)
+        before, now = now, add(graph.times(now).mul_(2).sub_(before), k)
+    total = add(graph.times(now).sub_(before), 0)
     return total.add_(bands[-1]) if rows is None else total.index_add_(0, rows, bands[-1])
 
 
@@ -221,12 +219,11 @@ def moments(graph: Adjacency, x: Tensor, order: int) -> Tensor:
     Returns:
         ``[2K+1]``, float64, summed over the columns of ``x [N, F]``.
     """
-    matrix, x = graph.csr(x.dtype), x.contiguous()
-    before, now = x, torch.mm(matrix, x)
+    before, now = x, graph.times(x)
     first, second = _inner(x, x), _inner(now, x)
     found = [first, second, 2 * _inner(now, now) - first]
     for _ in range(1, order):
-        before, now = now, torch.addmm(before, matrix, now, beta=-1, alpha=2)
+        before, now = now, graph.times(now).mul_(2).sub_(before)
         found += [2 * _inner(now, before) - second, 2 * _inner(now, now) - first]
     return torch.stack(found)
 

@@ -124,7 +124,7 @@ class Watch(TorchDispatchMode):
         self.products = self.largest = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.products += any(isinstance(a, torch.Tensor) and a.layout == torch.sparse_csr for a in args)
+        self.products += "embedding_bag" in func.name()  # what a sparse product is on the CPU
         out = func(*args, **(kwargs or {}))
         if isinstance(out, torch.Tensor) and out.layout == torch.strided:
             self.largest = max(self.largest, out.numel())
@@ -135,7 +135,6 @@ class Watch(TorchDispatchMode):
 def test_a_step_costs_the_order_in_products_and_no_band_of_all_nodes(graphs, order):
     graph, rows = graphs.ring(200), torch.tensor([1, 7, 7])
     x = graphs.signal(graph, 4).requires_grad_()
-    graph.csr(torch.float64)
     with Watch() as forward:
         bands = analyse(graph, x, low_passes(edges(0.5, 1.0, 1.5), order), rows)
     with Watch() as backward:
