@@ -41,7 +41,7 @@ class Experts(nn.Module):
 
     Shapes:
         ``user(x [r, E, d])`` and ``item(x [r, E, d])`` to ``[r, E, h]``; of these, ``pairs`` gives ``[r, E]``,
-        ``block`` ``[u, n, E]`` and ``vector`` ``[r, d]``, all float32.
+        ``block`` ``[E, u, n]`` and ``vector`` ``[r, d]``, all float32.
     """
 
     def __init__(
@@ -122,16 +122,16 @@ class Experts(nn.Module):
         return torch.einsum("...reh,eh->...re", hidden, weights) + bias
 
     def block(self, user: Tensor, item: Tensor, x_user: Tensor, x_item: Tensor) -> Tensor:
-        """``user [u, E, h]``, ``item [n, E, h]`` (and x alike) to ``[u, n, E]``, without dropout."""
+        """``user [u, E, h]``, ``item [n, E, h]`` (and x alike) to ``[E, u, n]``, without dropout."""
         if not self.deep:
-            return torch.bmm(user.transpose(0, 1), item.permute(1, 2, 0)).permute(1, 2, 0)
+            return torch.bmm(user.transpose(0, 1), item.permute(1, 2, 0))
         first = user.unsqueeze(1) + item  # [u, n, E, h]
         if self.of_product is not None:
             product = x_user.unsqueeze(1) * x_item  # [u, n, E, d]
             first += torch.einsum("uned,edh->uneh", product, self.of_product)
         hidden = activate(first, self.activation)
         weights, bias = self._scoring()
-        return (hidden * weights).sum(dim=-1) + bias
+        return ((hidden * weights).sum(dim=-1) + bias).movedim(-1, 0)
 
     def floats_a_pair(self) -> int:
         """How many numbers :meth:`block` holds at once for one pair."""

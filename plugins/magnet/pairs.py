@@ -12,7 +12,7 @@ from torch import Tensor
 from recplug.plugins.contract import Modality, Propagate
 from recplug.plugins.magnet.losses import view_contrast
 from recplug.plugins.magnet.module import Magnet
-from recplug.plugins.magnet.router import keep, route
+from recplug.plugins.magnet.router import keep, mixture, route
 from recplug.plugins.magnet.settings import MagnetSettings
 from recplug.plugins.nn.propagation import Adjacency
 from recplug.plugins.step import Step
@@ -231,9 +231,9 @@ class MagnetPairs(Magnet):
 
     def _tile(self, user: Part, item: Part) -> Tensor:
         """``[u, n]``."""
-        logits = self.router(user.query.unsqueeze(1) + item.query)  # [u, n, E]
-        kept = keep(logits, user.absent.unsqueeze(1) | item.absent, self.top_k)
-        return (kept * self.experts.block(user.first, item.first, user.x, item.x)).sum(dim=-1)
+        logits = self.router.experts_first(user.query.unsqueeze(1) + item.query)  # [E, u, n]
+        absent = user.absent.T.unsqueeze(2) | item.absent.T.unsqueeze(1)
+        return mixture(logits, absent, self.experts.block(user.first, item.first, user.x, item.x), self.top_k)
 
     def _whole(self, items: Tensor, step: Step) -> Part | None:
         """Every item's part, kept for the evaluation where it fits: hosts may ask for one user at a time."""

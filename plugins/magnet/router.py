@@ -95,6 +95,13 @@ class Router(nn.Module):
         with torch.autocast(first.device.type, enabled=False):
             return self.last(activate(first, self.activation))
 
+    def experts_first(self, first: Tensor) -> Tensor:
+        """As :meth:`forward`, to ``[E, ...]`` in that memory order."""
+        if self.last is None:
+            return first.movedim(-1, 0).contiguous()
+        hidden = activate(first, self.activation).flatten(0, -2)  # [n, h]
+        return torch.addmm(self.last.bias.unsqueeze(1), self.last.weight, hidden.T).view(-1, *first.shape[:-1])
+
     def extra_repr(self) -> str:
         """Choices."""
         return f"activation={self.activation}, dropout={self.p_dropout}"
@@ -108,11 +115,37 @@ def activate(x: Tensor, kind: Activation) -> Tensor:
 def keep(logits: Tensor, absent: Tensor, k: int) -> Tensor:
     """The kept weights pi~ (eqs. 18, 19) alone: ``[..., E]``; see :func:`route`."""
     logits = logits.masked_fill(absent, -torch.inf)
-    if k >= logits.shape[-1]:
-        return logits.softmax(dim=-1)
-    best = logits.topk(k, dim=-1).indices  # [..., K]
-    kept = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, best, True)
-    return logits.masked_fill(~kept, -torch.inf).softmax(dim=-1)
+    if k < logits.shape[-1]:
+        bound = logits.topk(k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < bound, -torch.inf)
+    return logits.softmax(dim=-1)
+
+
+def mixture(logits: Tensor, absent: Tensor, values: Tensor, k: int) -> Tensor:
+    """``sum_e pi~_e values_e``, for rankings, where millions of pairs make ``topk`` the dearest part.
+
+    The K best of a pair are found for all pairs at once, by K rounds of comparing neighbouring experts.
+
+    Args:
+        logits: ``[E, ...]``: experts first.
+        absent: ``[E, ...]`` bool.
+        values: ``[E, ...]``.
+        k: K.
+
+    Returns:
+        ``[...]``.
+    """
+    logits = logits.masked_fill(absent, -torch.inf)
+    if k >= len(logits):
+        weights = logits.softmax(dim=0)
+        return (weights * values).sum(dim=0)
+    sorted_ = list(logits.unbind())
+    for place in range(k):
+        for e in range(len(sorted_) - 1, place, -1):
+            above, below = sorted_[e - 1], sorted_[e]
+            sorted_[e - 1], sorted_[e] = torch.maximum(above, below), torch.minimum(above, below)
+    weights = (logits - sorted_[0]).exp_().masked_fill_(logits < sorted_[k - 1], 0.0)
+    return (weights * values).sum(dim=0) / weights.sum(dim=0)
 
 
 def route(logits: Tensor, absent: Tensor, k: int) -> Routing:
@@ -121,7 +154,7 @@ def route(logits: Tensor, absent: Tensor, k: int) -> Routing:
     Args:
         logits: ``[..., E]`` float32.
         absent: ``[..., E]`` bool: experts whose anchor is missing; at least one is not.
-        k: K; where fewer experts can be asked, all of these are kept.
+        k: K; where fewer experts can be asked, all of these are kept, and so are equals of the last.
     """
     with torch.autocast(logits.device.type, enabled=False):
         log_dense = logits.float().masked_fill(absent, -torch.inf).log_softmax(dim=-1)

@@ -33,13 +33,13 @@ def test_pairs_and_blocks_are_the_loop(form, activation, slow_expert):
     x_user, x_item = torch.randn(3, E, D), torch.randn(4, E, D)
     user, item = experts.user(x_user), experts.item(x_item)
     block = experts.block(user, item, x_user, x_item)
-    assert block.shape == (3, 4, E)
+    assert block.shape == (E, 3, 4)
     pairs = experts.pairs(user, item[:3], x_user, x_item[:3])
     for u in range(3):
         for e in range(E):
             for i in range(4):
                 expected = slow_expert(experts, e, x_user[u, e], x_item[i, e])[1]
-                assert torch.allclose(block[u, i, e], expected, atol=1e-4)
+                assert torch.allclose(block[e, u, i], expected, atol=1e-4)
                 if i == u:
                     assert torch.allclose(pairs[u, e], expected, atol=1e-4)
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recplug.plugins.magnet.router import Router, keep, route
+from recplug.plugins.magnet.router import Router, keep, mixture, route
 from recplug.plugins.nn import Noise
 
 
@@ -33,10 +33,18 @@ def test_softmax_then_best_is_best_then_softmax(seed, k):
         assert found.kept[i].tolist() == pytest.approx(kept, abs=1e-5)
         assert float(found.entropy[i]) == pytest.approx(entropy, abs=1e-5)
     assert torch.equal(keep(logits, absent, k), found.kept)
+    values = torch.randn(6, 9, generator=generator)
+    mixed = mixture(logits.T.contiguous(), absent.T, values.T, k)
+    assert torch.allclose(mixed, (found.kept * values).sum(dim=1), atol=1e-5)
 
 
-def test_equal_logits_keep_exactly_k():
-    assert (keep(torch.zeros(5, 9), torch.zeros(5, 9, dtype=torch.bool), 4) > 0).sum(dim=1).tolist() == [4] * 5
+def test_equals_of_the_last_are_kept_whatever_their_place():
+    logits = torch.tensor([[3.0, 1.0, 1.0, 0.0, 1.0], [0.0, 1.0, 1.0, 1.0, 3.0]])
+    nobody = torch.zeros(2, 5, dtype=torch.bool)
+    assert (keep(logits, nobody, 2) > 0).tolist() == [[True, True, True, False, True], [False, True, True, True, True]]
+    values = torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0]]).expand(2, 5)
+    expected = (keep(logits, nobody, 2) * values).sum(dim=1)
+    assert torch.allclose(mixture(logits.T, nobody.T, values.T, 2), expected)
 
 
 def test_gradients_are_finite_where_experts_are_absent():
@@ -61,6 +69,11 @@ def test_first_layer_is_a_sum_of_both_sides(hidden):
     first = torch.cat([users, items], dim=1) @ joined.T + router.of_item.bias
     expected = first if not hidden else torch.nn.functional.gelu(first) @ router.last.weight.T + router.last.bias
     assert torch.allclose(found, expected, atol=1e-6)
+    pairs = router.user(users).unsqueeze(1) + router.item(items)  # [3, 3, h]
+    first = router.experts_first(pairs)
+    assert first.shape == (5, 3, 3)
+    assert first.is_contiguous()
+    assert torch.allclose(first.movedim(0, -1), router(pairs), atol=1e-6)
     assert found.abs().max() < 0.5  # nearly even at the start
     assert found.std() > 0
 
