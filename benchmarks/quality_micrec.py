@@ -43,8 +43,8 @@ K = 20
 RATIOS = (0.0, 0.1, 0.25, 0.5)  # and 1, which is MICRec itself
 SHUFFLED = "shuffled"
 FIRST = ("bare", "MICRec", "no contrast")
-OTHERWISE = "MICRec, the other join"
-CONTROLS = (OTHERWISE, "no content", "shuffled links", "no templates", "one domain")
+OTHERWISE = "MICRec, in the rows' place"
+CONTROLS = (OTHERWISE, "contrast as printed", "no content", "shuffled links", "no templates", "one domain")
 CURVE = tuple(f"links {100 * ratio:.0f} %" for ratio in RATIOS)
 METRICS = ("best_valid_score", "recall@10", "recall@20", "ndcg@10", "ndcg@20")
 HOSTS: dict[str, dict[str, Any]] = {
@@ -60,8 +60,6 @@ HOSTS: dict[str, dict[str, Any]] = {
     },
     "SASRec": {"MAX_ITEM_LIST_LENGTH": 20, "train_batch_size": 1024, "epochs": 60, "eval_step": 2, "stopping_step": 5},
 }
-
-OTHER_JOIN = {"LightGCN": "residual", "SASRec": "replace"}  # than the default
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ class Pair:
         """Users of both, in the order of their tokens."""
         return sorted(set.intersection(*(users_of(self.folder(name), name) for name in (self.target, self.source))))
 
-    def variants(self, host: str) -> dict[str, Variant]:
+    def variants(self) -> dict[str, Variant]:
         def micrec(links: float | str = 1.0, **own: Any) -> Variant:
             path = self.place if links == 1.0 else relinked(self, links)
             domain = {"source": self.source, "source_path": None if path is None else str(path)}
@@ -97,7 +95,8 @@ class Pair:
             "bare": ([], {"fast_propagation": True, "trim_padding": True}),
             "MICRec": micrec(),
             "no contrast": micrec(gamma=0.0),
-            OTHERWISE: micrec(join=OTHER_JOIN[host]),
+            "contrast as printed": micrec(gamma=1.0),
+            OTHERWISE: micrec(join="replace"),
             "no content": micrec(neighbours=0, isolated="keep"),
             "shuffled links": micrec(SHUFFLED),
             "no templates": micrec(templates=False),
@@ -297,7 +296,7 @@ def main() -> None:
                     f"{pair.target}, {host}, {variant}",
                     host,
                     pair.target,
-                    pair.variants(host)[variant],
+                    pair.variants()[variant],
                     {**HOSTS[host], **more},
                     seed=seed,
                     shown=f"ndcg@{K}",

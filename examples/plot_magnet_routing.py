@@ -38,9 +38,10 @@ for name, own in runs.items():
 # The losses
 # ----------
 # The backbone's ranking loss is of the joined scores. Coverage, stage 1's loss, is nearly nothing: a fresh router uses
-# all experts evenly, and then its weight is 0. Confidence takes over in stage 2, and is not small. The views' contrast
-# pulls each node's two vectors together: that of the training graph, and that of the graph with edges to items which
-# look or read like what the user had.
+# all experts evenly, and then its weight is 0. Confidence takes over in stage 2, is not small, and is gone once every
+# routing is decided. The contrast of views pulls each node's two vectors together: of the training graph, and of
+# the graph with edges to items which look or read like what the user had. Its weight is so small that its line lies on
+# coverage's; a larger one would rule the training.
 
 rows = list(csv.DictReader((place / "routing losses" / "metrics.csv").open()))
 epochs = [int(row["epoch"]) for row in rows]

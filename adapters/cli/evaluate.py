@@ -9,7 +9,7 @@ import typer
 
 from recplug.adapters.cli.common import say
 from recplug.adapters.cli.items import columns
-from recplug.adapters.cli.recommend import DataPath, Mode, ModeOption, Run, has_field
+from recplug.adapters.cli.recommend import DataPath, Mode, ModeOption, Run, has_field, in_order
 
 if TYPE_CHECKING:
     from recplug.adapters.recbole import LoadedRun
@@ -40,18 +40,24 @@ def evaluate(
 
     from recplug.adapters.files import replacing
     from recplug.adapters.recbole import load
+    from recplug.adapters.recbole.ranking import cannot_write, check_place
     from recplug.adapters.recbole.unseen import as_markdown, evaluate_new
     from recplug.plugins.errors import RecplugError
 
-    if output is not None and (output.suffix != ".json" or not output.parent.is_dir()):
-        raise RecplugError(f"--output {output} has to be a .json file in a folder that is there")
+    if output is not None:
+        if output.suffix != ".json":
+            raise RecplugError(f"--output {output} has to be a .json file")
+        check_place(output)
     loaded = load(run, data_path=data_path)
     shown, asked = (_rows(loaded, given, part) for given, part in ((support, "support"), (query, "query")))
     report = evaluate_new(loaded, shown, asked, k=k, mode=mode.value)
     say(as_markdown(report))
     if output is not None:
-        with replacing(output) as partial:
-            partial.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        try:
+            with replacing(output) as partial:
+                partial.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise cannot_write(output, error) from error
 
 
 def _rows(loaded: LoadedRun, given: Path | None, part: str) -> list[tuple[str, str, str]]:
@@ -68,10 +74,4 @@ def _rows(loaded: LoadedRun, given: Path | None, part: str) -> list[tuple[str, s
     rows = columns(file, user, item)
     groups = columns(file, "group") if has_field(file, "group") else [("all",)] * len(rows)
     found = [(who, what, group) for (who, what), (group,) in zip(rows, groups, strict=True)]
-    if not has_field(file, time):
-        return found
-    try:
-        when = [float(cell) for (cell,) in columns(file, time)]
-    except ValueError as error:
-        raise RecplugError(f"{file}: field {time} is not a number ({error}); correct it") from None
-    return [row for _, row in sorted(zip(when, found, strict=True), key=lambda pair: pair[0])]
+    return in_order(file, time, found)

@@ -64,6 +64,8 @@ def columns(file: Path, *wanted: str) -> list[tuple[str, ...]]:
         with open(file, encoding="utf-8", newline="") as lines:
             rows = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
             fields = [cell.partition(":")[0] for cell in next(rows, [])]
+            if not fields:
+                raise RecplugError(f"{file} is empty; write a header and a line each")
             for field in wanted:
                 if field not in fields:
                     hint = did_you_mean(field, fields) or f"; it has: {', '.join(fields)}"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -15,6 +16,7 @@ from recplug.adapters.cli.items import columns, named, texts
 if TYPE_CHECKING:
     from recplug.adapters.recbole import LoadedRun, Recommendations
 
+Row = TypeVar("Row")
 Run = Annotated[Path, typer.Argument(help="A run directory.", metavar="RUN")]
 DataPath = Annotated[
     Path | None, typer.Option("--data_path", help="Folder that holds the run's data set, where it has moved.")
@@ -90,6 +92,13 @@ def recommend(
     if items is not None:
         loaded.extend_items(lines(items), given or None)
     histories = None if interactions is None else read_interactions(loaded, interactions)
+    if histories is not None and not skip_unknown:
+        known = loaded.known("items")
+        if unknown := [item for had in histories.values() for item in had if item not in known]:
+            raise RecplugError(
+                f"the run does not know the item '{unknown[0]}' of {interactions}; leave such items out with "
+                "--skip_unknown, or make them known with --items (micrec)"
+            )
     found = loaded.recommend(
         chosen,
         histories,
@@ -104,12 +113,21 @@ def recommend(
         _show(loaded, found)
         return
     found.save(output)
-    say(f"{found.users:,} users, {k} items each: {output}")
+    say(f"{found.users:,} users, at most {k:,} items each: {output}")
 
 
 def listed(words: str) -> list[str]:
-    """``A,B,C``, or the lines of the file of that name."""
-    return lines(Path(words)) if Path(words).is_file() else [word.strip() for word in words.split(",") if word.strip()]
+    """``A,B,C``, or the lines of the file of that name.
+
+    Raises:
+        RecplugError: where nobody is named.
+    """
+    from recplug.plugins.errors import RecplugError
+
+    found = lines(Path(words)) if Path(words).is_file() else [word.strip() for word in words.split(",") if word.strip()]
+    if not found:
+        raise RecplugError("--users names nobody; write A,B,C or a file with one a line, or leave it out for everyone")
+    return found
 
 
 def lines(file: Path) -> list[str]:
@@ -157,16 +175,30 @@ def read_interactions(loaded: LoadedRun, file: Path) -> dict[str, list[str]]:
         raise RecplugError(f"{file} has no interactions; write a header and a line each")
     if any(not cell for row in rows for cell in row):
         raise RecplugError(f"{file} has a line without a {user} or {item}; correct or remove it")
-    if has_field(file, time):
-        try:
-            when = [float(cell) for (cell,) in columns(file, time)]
-        except ValueError as error:
-            raise RecplugError(f"{file}: field {time} is not a number ({error}); correct it") from None
-        rows = [row for _, row in sorted(zip(when, rows, strict=True), key=lambda pair: pair[0])]
+    rows = in_order(file, time, rows)
     found: dict[str, list[str]] = {}
     for who, what in rows:
         found.setdefault(who, loaded.history(who)).append(what)
     return found
+
+
+def in_order(file: Path, time: str, rows: list[Row]) -> list[Row]:
+    """The rows of a file, oldest first where it has a field ``time``.
+
+    Raises:
+        RecplugError: for a time that is no number.
+    """
+    from recplug.plugins.errors import RecplugError
+
+    if not has_field(file, time):
+        return rows
+    try:
+        when = [float(cell) for (cell,) in columns(file, time)]
+    except ValueError as error:
+        raise RecplugError(f"{file}: field {time} is not a number ({error}); correct it") from None
+    if not all(map(math.isfinite, when)):
+        raise RecplugError(f"{file}: field {time} is not finite everywhere; correct it")
+    return [row for _, row in sorted(zip(when, rows, strict=True), key=lambda pair: pair[0])]
 
 
 def has_field(file: Path, field: str) -> bool:
@@ -179,7 +211,8 @@ def _show(loaded: LoadedRun, found: Recommendations) -> None:
     """Tab-separated lines, with the beginning of an item's text where the data set has one."""
     folder = Path(loaded.config["data_path"])
     known = texts(loaded.result["dataset"], folder.parent) if folder.name == loaded.result["dataset"] else {}
-    say("user\trank\tscore\titem")
-    for batch in found.batches():
+    for number, batch in enumerate(found.batches()):
+        if not number:  # only now is it known that there is an answer
+            say("user\trank\tscore\titem")
         for row in batch.to_pylist():
             say(f"{row['user']}\t{row['rank']}\t{row['score']:.4f}\t{named(row['item'], known)}")

@@ -17,27 +17,21 @@ from recbole.utils import calculate_valid_score, get_trainer
 from torch import Tensor, nn
 
 from recplug.adapters.data import locate
-from recplug.adapters.recbole.config import make_config, read_yaml
 from recplug.adapters.recbole.pairing import Pairing, pair
 from recplug.adapters.recbole.sampling import use_fast_sampling
 from recplug.adapters.recbole.scoped import replaced
+from recplug.adapters.recbole.source_config import configure, shared_values
 from recplug.adapters.recbole.splits import make_loaders
 from recplug.adapters.recbole.streams import RandomState
 from recplug.plugins.chain import versions_of
 from recplug.plugins.errors import RecplugError
-from recplug.plugins.registry import available, get
+from recplug.plugins.registry import get
 from recplug.plugins.settings import PluginSettings
 from recplug.plugins.step import Step
 
 log = logging.getLogger("recplug")
 # The settings by which a plugin names a second domain; its part in the source goes without them.
 OWN = ("source", "source_path", "links")
-# What a configuration says of one data set alone, or of this run's outputs.
-NOT_SHARED = ("dataset", "data_path", "features", "factors", "dataset_save_path", "dataloaders_save_path", "log_wandb",
-              "save_dataset", "save_dataloaders")  # fmt: skip
-# What the adapter, or the caller, may have set in the target's configuration itself.
-ALIKE = ("shuffle_features", "factor_control", "trim_padding", "fast_propagation", "mask_history", "score_block",
-         "device", "seed", "reproducibility")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -106,8 +100,8 @@ def build_source(
         for name, values in given.items()
         if get(name).requirements(get(name).settings(**values)).second_domain != "required"
     }
-    shared = _shared(config)
-    source_config = _configure(config, target.recplug_base, wanted.name, folder, shared, given)
+    shared = shared_values(config)
+    source_config = configure(config, target.recplug_base, wanted.name, folder, shared, given)
     state = RandomState(config["seed"], config["device"])
     with state.used():
         family, keep_batch = target.recplug_host.family, "eval_batch_size" in shared
@@ -263,44 +257,9 @@ def _find(wanted: Wanted, config: Any) -> Path | None:
     try:
         folder = locate(wanted.name, wanted.path or (ours if beside else ours.parent))
     except RecplugError as error:
-        raise RecplugError(f"the source of {wanted.plugin} is missing: {error}") from None
+        advice = str(error).replace("--data_path", f"--{wanted.plugin}.source_path")  # the other one is the target's
+        raise RecplugError(f"the source of {wanted.plugin} is missing: {advice}") from None
     same = folder is None or folder.resolve() == ours.resolve()
     if same and wanted.name == config["dataset"]:
         raise RecplugError(f"{wanted.name} is the target itself; give --{wanted.plugin}.source another data set")
     return folder
-
-
-def _shared(config: Any) -> dict[str, Any]:
-    """What the target's configuration was given, but for what is said of the target's data alone."""
-    file = Path(config["data_path"]) / f"{config['dataset']}.yaml"
-    of_target = read_yaml(file) if file.is_file() else {}
-    given = {**config.variable_config_dict, **config.cmd_config_dict}
-    plugins = available()
-    return {
-        key: value
-        for key, value in config.external_config_dict.items()
-        if key not in NOT_SHARED
-        and key.partition(".")[0] not in plugins
-        and (key in given or key not in of_target or value != of_target[key])
-    }
-
-
-def _configure(
-    config: Any,
-    host: type,
-    name: str,
-    folder: Path | None,
-    shared: Mapping[str, Any],
-    settings: Mapping[str, Mapping[str, Any]],
-) -> Any:
-    """The source's configuration: its own file, and over it what the target shares."""
-    file = folder and folder / f"{name}.yaml"
-    within = {} if folder is None else {"data_path": str(folder.parent)}
-    found = make_config(host, name, [file] if file and file.is_file() else [], {**shared, **within})
-    if folder is not None:
-        found["data_path"] = str(folder)  # the folder need not be called like the data set
-    for key in ALIKE:
-        found[key] = config[key]
-    for plugin in available():
-        found[plugin] = dict(settings.get(plugin, {}))
-    return found

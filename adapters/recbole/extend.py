@@ -20,7 +20,8 @@ from recplug.adapters.recbole.recommend import at_work, host_scores
 from recplug.adapters.recbole.trained import micrec_of, tables_of, trained
 from recplug.plugins.contract import Modality, Side
 from recplug.plugins.errors import RecplugError
-from recplug.plugins.micrec.inductive import Inductive, Nodes
+from recplug.plugins.micrec.inductive import Inductive
+from recplug.plugins.micrec.nodes import Nodes
 from recplug.plugins.micrec.routes import Route, across, new_content
 from recplug.plugins.nn.knn import Neighbours
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from recbole.data import create_dataset, data_preparation
+from recbole.data import data_preparation
 from recbole.utils import init_seed
 
 from recplug.adapters.data import locate
@@ -27,6 +27,7 @@ from recplug.adapters.recbole.grafted import KEYS
 from recplug.adapters.recbole.loaded import LoadedRun
 from recplug.adapters.recbole.past import Past
 from recplug.adapters.recbole.scoped import replaced
+from recplug.adapters.recbole.splits import read_dataset
 from recplug.plugins.errors import RecplugError
 from recplug.plugins.registry import available, get
 
@@ -77,7 +78,7 @@ def load(
             config[name] = _chosen(name, values.get(name) or {})
         augmented: Any = augment(host, names, table=table, users=users)
         init_seed(config["seed"], config["reproducibility"])
-        dataset = create_dataset(config)
+        dataset = read_dataset(config, augmented.recplug_host.family)
         frame = dataset.inter_feat  # a data frame still; what follows replaces it
         loaders = data_preparation(config, dataset)
         if fingerprint(*loaders) != result["data_fingerprint"]:
@@ -86,12 +87,13 @@ def load(
                 "back, or name their folder with data_path"
             )
         parts = [loader._dataset for loader in loaders]
+        changed = _changed_content(config, result)
         built = augmented(config, parts[0]).to(config["device"])
         source, before = built.recplug_source, result.get("source")  # which only a run that went to its end has noted
         if source is not None and before and fingerprint(*source.loaders.values()) != before["data_fingerprint"]:
             raise RecplugError(f"the data of the second domain, {source.name}, are not those of the run; put them back")
         _restore(built, directory)
-    for name in _changed_content(config, result):
+    for name in changed:
         log.warning("%s has changed since the run: if it says other things of the run's items, scores differ", name)
     sequential = built.recplug_host.family == "sequential"
     past = Past.of(parts[0], frame, parts, sequential=sequential)
@@ -144,10 +146,19 @@ def _folder(values: Mapping[str, Any], data_path: str | Path | None) -> Path | N
 
 
 def _changed_content(config: Any, result: Mapping[str, Any]) -> list[str]:
-    """Feature tables and factors that are not those of the run; new items may have been added to them."""
-    changed = []
+    """Feature tables and factors that are not those of the run; new items may have been added to them.
+
+    Raises:
+        RecplugError: for a feature table that is gone: some plugins would do without, and score otherwise.
+    """
+    changed: list[str] = []
     if before := result.get("features"):
         tables = find_tables(config["data_path"], result["dataset"], config["features"])
+        if missing := sorted(set(before) - set(tables)):
+            raise RecplugError(
+                f"the feature table {missing[0]} that the run was trained with is not in {config['data_path']} any "
+                "more; put it back"
+            )
         now = {name: FeatureTable.load(path).sha256 for name, path in tables.items()}
         changed += [f"the feature table {name}" for name in now if before.get(name, {}).get("sha256") != now[name]]
     if before := result.get("factors"):

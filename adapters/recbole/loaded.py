@@ -109,10 +109,10 @@ class LoadedRun:
         Args:
             users: tokens of users of the run, or of :meth:`extend_users`; None: all of the run's, unless ``histories``
                 are given.
-            histories: items of anyone, oldest first, by name or in a list (then their names are "0", "1", ...). Needs
-                a backbone that reads histories, or a plugin that makes users from their items (``micrec``). A user of
-                the run, on a backbone with a row for each, keeps that row; in the mode ``"exact"`` these items are
-                more interactions.
+            histories: items of anyone, oldest first, by name or in a list (then their names are "0", "1", ..., and
+                nobody is taken for a user of the run). Needs a backbone that reads histories, or a plugin that makes
+                users from their items (``micrec``). A user of the run, on a backbone with a row for each, keeps that
+                row; in the mode ``"exact"`` these items are more interactions.
             k: how many.
             candidates: the items to choose from; None: all.
             mask_history: leave out what someone has had.
@@ -130,8 +130,9 @@ class LoadedRun:
             RecplugError: for a token that the run does not know, a history on a host that reads none, or no history
                 on one that reads nothing else.
         """
-        if k < 1 or (batch is not None and batch < 1):
-            raise RecplugError(f"k={k} and batch={batch} must be 1 or more")
+        for name, number in (("k", k), ("batch", batch)):
+            if number is not None and number < 1:
+                raise RecplugError(f"{name}={number} must be 1 or more")
         if until not in ("now", "test"):
             raise RecplugError(f"until={until!r} is not 'now' or 'test'")
         if mode not in MODES:
@@ -329,8 +330,9 @@ class LoadedRun:
         Args:
             histories: as in :meth:`recommend`.
             unknown: as ``unknown_items`` there.
-            known: whether names that the run knows, or that were added, are these users.
+            known: whether names that the run knows, or that were added, are these users; places in a list never are.
         """
+        known = known and isinstance(histories, Mapping)
         named = histories if isinstance(histories, Mapping) else {str(at): each for at, each in enumerate(histories)}
         if unknown == "skip":
             items = self.known("items")

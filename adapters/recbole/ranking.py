@@ -22,14 +22,33 @@ def check_output(path: str | os.PathLike[str]) -> Path:
     """The path of a table to be written.
 
     Raises:
-        RecplugError: for an ending that is not ``.parquet``, ``.csv`` or ``.jsonl``, or a folder that is not there.
+        RecplugError: for an ending that is not ``.parquet``, ``.csv`` or ``.jsonl``, and as :func:`check_place`.
     """
     target = Path(path)
     if target.suffix not in KINDS:
         raise RecplugError(f"cannot tell the format of {target}; let it end with {', '.join(KINDS)}")
+    check_place(target)
+    return target
+
+
+def check_place(target: Path) -> None:
+    """Whether a file can be written there, before what it is to hold is computed.
+
+    Raises:
+        RecplugError: for a folder that is not there or cannot be written to, or a folder in the file's place.
+    """
     if not target.parent.is_dir():
         raise RecplugError(f"no folder {target.parent} to write {target.name} to; make it first")
-    return target
+    if target.is_dir():
+        raise RecplugError(f"cannot write {target}: it is a folder; choose another name")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise RecplugError(f"cannot write {target}: the folder is not yours to write to; choose another place")
+
+
+def cannot_write(target: Path, error: OSError) -> RecplugError:
+    """One line for what went wrong when writing; pyarrow's own words name the partial file."""
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return RecplugError(f"cannot write {target}: {reason}; choose another place")
 
 
 class Recommendations:
@@ -94,7 +113,7 @@ class Recommendations:
         try:
             write(target)
         except OSError as error:
-            raise RecplugError(f"cannot write {target}: {error.strerror}; choose another place") from error
+            raise cannot_write(target, error) from error
 
     def __repr__(self) -> str:
         return f"Recommendations(users={self.users}, columns={SCHEMA.names})"

@@ -121,10 +121,15 @@ def best(scores: Tensor, k: int, candidates: Tensor | None) -> tuple[Tensor, Ten
     """
     if candidates is not None:
         scores = scores[:, candidates]
-    found, columns = scores.topk(min(k, scores.shape[1]), dim=1)
+    k = min(k, scores.shape[1])
+    found, columns = scores.topk(k, dim=1)
     columns, order = columns.sort(dim=1)
     found, again = found.gather(1, order).sort(dim=1, descending=True, stable=True)
     columns = columns.gather(1, again)
+    # Of equal scores at the end of the list topk takes any.
+    last = found[:, -1:]
+    tied = ((scores >= last).sum(dim=1) > k).nonzero().squeeze(1)
+    columns[tied] = scores[tied].sort(dim=1, descending=True, stable=True).indices[:, :k]
     return found, columns if candidates is None else candidates[columns]
 
 

@@ -11,6 +11,30 @@ from recplug.plugins.contract import Family
 from recplug.plugins.errors import RecplugError
 
 
+def read_dataset(config: Any, family: Family) -> Any:
+    """The data set that ``config`` names, not yet split.
+
+    Raises:
+        RecplugError: for files that are missing or that RecBole cannot read, and for a ready-made split without
+            histories where a sequential host reads them.
+    """
+    name = config["dataset"]
+    try:
+        return create_dataset(config)
+    except AttributeError as error:
+        if family != "sequential" or not config["benchmark_filename"]:
+            raise
+        raise RecplugError(
+            f"{name} is a ready-made split of single interactions, and {config['model']} reads histories; use a graph "
+            "model such as LightGCN, or one file with times instead of benchmark_filename"
+        ) from error
+    except (KeyError, IndexError, ValueError, OSError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise RecplugError(
+            f"{name} cannot be read ({reason}); see what is wrong with: recplug data check {config['data_path']}"
+        ) from error
+
+
 def make_loaders(config: Any, host: type, family: Family, *, keep_batch: bool) -> tuple[Any, Any, Any]:
     """Read the data set that ``config`` names, split it, and make loaders of its parts.
 
@@ -26,7 +50,7 @@ def make_loaders(config: Any, host: type, family: Family, *, keep_batch: bool) -
     Raises:
         RecplugError: for a sequential host's data without time, and data that cannot be split and sampled.
     """
-    name, dataset = config["dataset"], create_dataset(config)
+    name, dataset = config["dataset"], read_dataset(config, family)
     if family == "sequential" and dataset.time_field not in dataset.inter_feat and not config["benchmark_filename"]:
         raise RecplugError(
             f"histories are in the order of TIME_FIELD '{dataset.time_field}', a column that {name}.inter "

@@ -14,8 +14,8 @@ from recplug.adapters.recbole.past import Askers, Ragged
 from recplug.adapters.recbole.recommend import at_work, host_scores
 from recplug.adapters.recbole.scoped import replaced
 from recplug.plugins.errors import RecplugError
-from recplug.plugins.micrec.inductive import Rule, Trained
 from recplug.plugins.micrec.module import Micrec
+from recplug.plugins.micrec.nodes import Rule, Trained
 from recplug.plugins.nn.propagation import Adjacency, lightgcn
 from recplug.plugins.step import Step
 

@@ -59,7 +59,8 @@ def evaluate_new(
         and within the bucket): each with ``users``, ``queries``, and ``recall`` and ``ndcg`` by what ranked.
 
     Raises:
-        RecplugError: for queries that no new user or item has, and as ``extend_items`` and ``extend_users``.
+        RecplugError: for queries that no new user or item has, or that the support shows, and as ``extend_items`` and
+            ``extend_users``.
     """
     if k < 1:
         raise RecplugError(f"k={k} must be 1 or more")
@@ -121,6 +122,11 @@ def _introduce(run: LoadedRun, support: Sequence[Row], query: Sequence[Row]) -> 
     if trained or not query:
         what = f"asks for '{trained[0][1]}' of '{trained[0][0]}', both of which" if trained else "is empty:"
         raise RecplugError(f"the query {what} training has seen; write what is asked of new users and items")
+    given = {(user, item) for user, item, _ in support}
+    if answered := next(((user, item) for user, item, _ in query if (user, item) in given), None):
+        raise RecplugError(
+            f"the query asks for '{answered[1]}' of '{answered[0]}', which the support shows; leave it out"
+        )
     both = [*support, *query]
     new_items = list(dict.fromkeys(item for _, item, _ in both if item not in items))
     new_users = list(dict.fromkeys(user for user, _, _ in both if user not in users))

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from recplug.plugins.contract import Augmentation, Panel, Side, Source
 from recplug.plugins.micrec.losses import SelfEnhanced
-from recplug.plugins.micrec.neighbours import Content, borrowing, refining
+from recplug.plugins.micrec.neighbours import Content
+from recplug.plugins.micrec.refinement import borrowing, refining
 from recplug.plugins.micrec.settings import MicrecSettings
 from recplug.plugins.micrec.templates import Templates
 from recplug.plugins.micrec.transfer import Transfer

@@ -70,7 +70,7 @@ def build(settings: MicrecSettings, context: Context) -> Micrec:
         degrees=degrees,
         width=width,
         own_users=0 if has_users else n_users,
-        replace=settings.join == "replace" or (settings.join == "auto" and has_users),
+        replace=settings.join == "replace",
         source=context.source,
         vector_width=context.width["propagated" if nodes else "users" if has_users else "items"],
         loss_sum=context.loss_reduction == "sum",

@@ -29,10 +29,10 @@ class MicrecSettings(PluginSettings):
         "has; those with many; or any.",
         paper="INMO",
     )
-    join: Literal["auto", "replace", "residual"] = setting(
-        "auto",
-        "What stands in the host's tables: the representations alone (the paper's), or the host's own rows plus a "
-        "trained multiple of them; 'auto' takes the former where the host has a table of users, the latter elsewhere.",
+    join: Literal["residual", "replace"] = setting(
+        "residual",
+        "What stands in the host's tables: its own rows plus a trained multiple of the representations, or the "
+        "representations alone (the paper's).",
         search=["replace", "residual"],
     )
     gate: float = setting(1.0, "That multiple at the start.", ge=0)
@@ -99,7 +99,11 @@ class MicrecSettings(PluginSettings):
         None, "A file of two columns, user token of the source and of the target; by default equal tokens are linked."
     )
     gamma: float = setting(
-        1.0, "Weight of the contrast of the two domains.", paper="γ", search=[0.01, 0.1, 1.0, 2.0], ge=0
+        0.1,
+        "Weight of the contrast of the two domains; the paper's 1 costs more in the target than the contrast gives.",
+        paper="γ",
+        search=[0.01, 0.1, 1.0, 2.0],
+        ge=0,
     )
     warm_up: int = setting(5, "Epochs over which gamma grows from a part of it to all; 0: none.", ge=0)
     temperature: float = setting(0.2, "Of the contrast.", paper="τ", search=[0.05, 0.1, 0.2, 0.5], gt=0)

@@ -60,7 +60,7 @@ def test_known_users_and_new_ones_of_a_sequential_run(trained, recplug_cli):
 def test_everyone_into_a_file(graph, recplug_cli, ending):
     ended = recplug_cli("recommend", graph, "--output", f"best.{ending}", "--k", "2", "--batch", "7")
     assert ended.code == 0, ended.err
-    assert "40 users, 2 items each: best." in ended.out
+    assert "40 users, at most 2 items each: best." in ended.out
     file = Path(f"best.{ending}")
     if ending == "parquet":
         assert pyarrow.parquet.read_table(file).num_rows == 80
@@ -96,15 +96,23 @@ def test_wrong_words_are_one_line(trained, recplug_cli, refused):
     Path("new.inter").write_text("user_id:token\titem_id:token\nAnn\ti4\nAnn\ti999\n")
     Path("other.inter").write_text("who:token\twhat:token\nAnn\ti4\n")
     Path("late.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\nAnn\ti4\tnoon\n")
+    Path("never.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\nAnn\ti4\tnan\n")
     Path("empty.txt").write_text("\n")
+    for name in ("folder.csv", "folder.json"):
+        Path(name).mkdir()
     cases = [
         (("nowhere",), "no run at nowhere"),
         (("run", "--users", "u1,u999"), "does not know the user 'u999'"),
         (("run", "--interactions", "new.inter"), "does not know the item 'i999'"),
         (("run", "--interactions", "other.inter"), "has no field 'user_id'"),
+        (("run", "--interactions", "new.inter"), "leave such items out with --skip_unknown"),
         (("run", "--interactions", "late.inter"), "is not a number"),
+        (("run", "--interactions", "never.inter"), "is not finite"),
         (("run", "--interactions", "gone.inter"), "cannot read gone.inter"),
         (("run", "--candidates", "empty.txt"), "empty.txt is empty"),
+        (("run", "--users", ","), "--users names nobody"),
+        (("run", "--users", ""), "--users names nobody"),
+        (("run", "--output", "folder.csv"), "cannot write folder.csv: it is a folder"),
         (("run", "--output", "best.xls"), "cannot tell the format of best.xls"),
         (("run", "--output", "no/best.csv"), "no folder no"),
         (("run", "--items", "new.inter"), "train with --plugin micrec"),
@@ -115,7 +123,13 @@ def test_wrong_words_are_one_line(trained, recplug_cli, refused):
     for words, message in cases:
         assert message in refused(recplug_cli("recommend", *words))
     assert "no data/tiny/tiny.support.inter" in refused(recplug_cli("evaluate", "run"))
-    assert "has to be a .json file" in refused(recplug_cli("evaluate", "run", "--output", "report.md"))
+    wrong = {
+        "report.md": "has to be a .json file",
+        "no/report.json": "no folder no",
+        "folder.json": "cannot write folder.json: it is a folder",
+    }
+    for output, message in wrong.items():
+        assert message in refused(recplug_cli("evaluate", "run", "--output", output))
 
 
 def test_evaluate_prints_tables_and_writes_numbers(run_cli, recplug_cli, data):

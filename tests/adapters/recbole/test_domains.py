@@ -5,6 +5,7 @@ import csv
 import json
 import logging
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -662,7 +663,7 @@ def test_the_source_is_evaluated_as_recbole_evaluates_it_alone(shops, model, par
     [
         (["twin"], {"twin": {"source": "bread"}}, "bread is the target itself; give --twin.source another data set"),
         (["twin"], {"twin": {"source": "potss"}}, "no potss.inter in"),
-        (["twin"], {"twin": {"source": "pots", "source_path": "nowhere"}}, "no pots.inter in"),
+        (["twin"], {"twin": {"source": "pots", "source_path": "nowhere"}}, "its folder with --twin.source_path"),
         (["single"], {"single": {"source": "pots"}}, "single takes no second domain; leave --single.source out"),
         (
             ["twin", "needy"],
@@ -681,6 +682,21 @@ def test_a_wrong_source_is_one_line(shops, tmp_path, monkeypatch, plugins_, sett
     assert says in str(error.value)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("as_source", [True, False])
+def test_pairs_without_histories_are_no_data_of_a_sequential_host(shops, tmp_path, as_source):
+    """A ready-made split of single interactions, as general models read it, is told as such."""
+    folder = tmp_path / "split"
+    folder.mkdir()
+    shutil.copytree(shops / "bread", tmp_path / "bread")
+    for part in ("train", "valid", "test"):
+        (folder / f"split.{part}.inter").write_text("user_id:token\titem_id:token\nann\tp1\nbob\tp2\n")
+    (folder / "split.yaml").write_text("benchmark_filename: [train, valid, test]\n")
+    plugins_, given = (["twin"], {"twin": {"source": "split"}}) if as_source else ([], {})
+    target = "bread" if as_source else "split"
+    with pytest.raises(RecplugError, match="split is a ready-made split of single interactions, and SASRec reads"):
+        run("SASRec", target, plugins_, {**MORE, **given}, data_path=tmp_path, output_dir=tmp_path / "out")
 
 
 def test_a_host_with_a_trainer_of_its_own_has_no_second_domain(shops):

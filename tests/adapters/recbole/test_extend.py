@@ -295,3 +295,20 @@ def test_an_evaluation_of_nothing_new_is_refused(directory):
     for query, message in (([("u1", "i1", "x")], "both of which training has seen"), ([], "query is empty")):
         with pytest.raises(RecplugError, match=message):
             evaluate_new(loaded, [], query)
+    with pytest.raises(RecplugError, match="asks for 'i1' of 'n1', which the support shows"):
+        evaluate_new(loaded, [("n1", "i1", "x")], [("n1", "i1", "x")])
+
+
+@pytest.mark.parametrize("mode", ["fold_in", "exact"])
+def test_a_place_in_a_list_is_no_user_of_the_run(directory, mode):
+    """A data set may name its users by numbers, as many do; and so does a list of histories."""
+    loaded = load(directory("LightGCN"))
+    history = ["i1", "i5", "i9"]
+    asked = {"k": 5, "mode": mode}
+    strangers = loaded.recommend(histories={"one": history, "two": history}, **asked).table()["score"].to_pylist()
+    loaded._known_ids["users"] |= {"0": 3, "1": 4}
+    listed = loaded.recommend(histories=[history, history], **asked).table()
+    assert listed["user"].to_pylist() == ["0"] * 5 + ["1"] * 5
+    assert listed["score"].to_pylist() == pytest.approx(strangers)
+    named = loaded.recommend(histories={"0": history, "1": history}, **asked).table()["score"].to_pylist()
+    assert named != pytest.approx(strangers)

@@ -1,5 +1,6 @@
 """``load``: a run again from its files; recommendations against the host's own scores and against RecBole's metrics."""
 
+import errno
 import json
 import os
 import random
@@ -22,6 +23,8 @@ from torch import nn
 from recplug.adapters.features import FeatureTable
 from recplug.adapters.recbole import load, run
 from recplug.adapters.recbole.past import Ragged
+from recplug.adapters.recbole.ranking import Recommendations, check_output
+from recplug.adapters.recbole.recommend import best
 from recplug.plugins.errors import RecplugError
 
 SMALL = {
@@ -265,6 +268,11 @@ def test_what_is_no_run_is_said_in_one_line(trained, tiny, tmp_path, monkeypatch
     (data / "tiny" / "tiny.inter").write_text("\n".join(lines[:-1]) + "\n")
     with pytest.raises(RecplugError, match=r"are not those that .* was trained on"):
         load(directory, data_path=data)
+    for text in ("", lines[0] + "\n", "\n".join(lines).replace("item_id", "thing", 1) + "\n"):
+        (data / "tiny" / "tiny.inter").write_text(text)
+        with pytest.raises(RecplugError, match=r"tiny cannot be read .*recplug data check") as error:
+            load(directory, data_path=data)
+        assert "\n" not in str(error.value)
 
 
 def test_the_data_may_have_moved(trained, tiny, tmp_path):
@@ -290,6 +298,29 @@ def test_changed_content_is_a_warning(trained, tiny, tmp_path, caplog):
     assert torch.equal(loaded.scores(["u1"]), load(directory).scores(["u1"]))
 
 
+def test_missing_content_is_an_error(trained, tiny, tmp_path):
+    """Some plugins do without: a run would recommend other things, and nobody would know."""
+    directory = trained("LightGCN-ssr")[0].directory
+    data = shutil.copytree(tiny, tmp_path / "data")
+    (data / "tiny" / "tiny.image.safetensors").unlink()
+    with pytest.raises(RecplugError, match="the feature table image that the run was trained with is not in"):
+        load(directory, data_path=data)
+
+
+@pytest.mark.parametrize("k", [1, 20, 300, 500])
+@pytest.mark.parametrize("n", [100, 500])
+def test_equal_scores_are_in_the_order_of_columns(n, k):
+    scores = torch.randint(0, 4, (9, n), generator=torch.Generator().manual_seed(n + k)).float()
+    scores[0] = 0.0
+    scores[1, : n // 2] = -torch.inf
+    truth = np.argsort(-scores.numpy(), axis=1, kind="stable")[:, :k]
+    found, columns = best(scores, k, None)
+    assert np.array_equal(columns.numpy(), truth)
+    assert torch.equal(found, scores.gather(1, columns))
+    odd = torch.arange(1, n, 2)
+    assert torch.equal(best(scores, k, odd)[1], odd[best(scores[:, odd], k, None)[1]])
+
+
 def test_wrong_questions_are_answered_in_one_line(trained):
     seq, graph, pairs = (trained(name)[1] for name in ("SASRec", "LightGCN-ssr", "FPMC"))
     cases = [
@@ -299,7 +330,8 @@ def test_wrong_questions_are_answered_in_one_line(trained):
         (seq, {"histories": {"Ann": []}}, "'Ann' has no history"),
         (seq, {"candidates": ["nothing"]}, "the run does not know the item 'nothing'"),
         (seq, {"candidates": []}, "candidates is empty"),
-        (seq, {"k": 0}, "must be 1 or more"),
+        (seq, {"k": 0}, "^k=0 must be 1 or more"),
+        (seq, {"batch": 0}, "^batch=0 must be 1 or more"),
         (seq, {"until": "then"}, "is not 'now' or 'test'"),
         (graph, {"histories": {"Ann": ["i1"]}}, "LightGCN scores by a row of each user, and 'Ann' has none"),
     ]
@@ -322,9 +354,26 @@ def test_tables_are_the_same_in_every_format(trained, tmp_path):
     assert pa.csv.read_csv(tmp_path / "out.csv").select(["user", "item"]).equals(table.select(["user", "item"]))
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert rows == table.to_pylist()
-    for path, message in ((tmp_path / "out.txt", "cannot tell the format"), (tmp_path / "no" / "o.csv", "no folder")):
+    (tmp_path / "folder.csv").mkdir()
+    wrong = {"out.txt": "cannot tell the format", "no/o.csv": "no folder", "folder.csv": "it is a folder"}
+    for name, message in wrong.items():
         with pytest.raises(RecplugError, match=message):
-            found.save(path)
+            found.save(tmp_path / name)
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv", "jsonl"])
+def test_what_cannot_be_written_is_told_before_and_in_one_line(tmp_path, monkeypatch, ending):
+    """Root may write anywhere, so that rights are taken away in the test alone."""
+    nothing = Recommendations(lambda: iter(()), 0)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "access", lambda *_: False)
+        with pytest.raises(RecplugError, match="the folder is not yours to write to"):
+            check_output(tmp_path / f"best.{ending}")
+    full = OSError(errno.ENOSPC, "Failed to write .best.part. Detail: [errno 28] No space left on device")
+    monkeypatch.setattr(nothing, "batches", lambda: (_ for _ in ()).throw(full))
+    with pytest.raises(RecplugError, match=f"best.{ending}: No space left on device; choose another place$"):
+        nothing.save(tmp_path / f"best.{ending}")
+    assert not list(tmp_path.iterdir())
 
 
 def test_writing_holds_one_block_at_a_time(trained, tmp_path):

@@ -11,7 +11,9 @@ EDGES = torch.tensor([[1, 1, 1, 2, 2, 3, 4, 4, 4, 4], [1, 2, 5, 2, 3, 2, 1, 3, 5
 N_USERS, N_ROWS = 6, 8
 
 
-def make_case(host, *, source=False, **settings):
+def make_case(host, *, source=False, join="replace", **settings):
+    """A toy host with MICRec, in the place of its rows unless told otherwise, where the mathematics is plain."""
+    settings["join"] = join
     (case,) = (case for case in cases(get("micrec"), settings, [host]) if case.second_domain == source)
     return case
 

@@ -8,7 +8,8 @@ from torch.nn.functional import normalize
 
 from recplug.plugins.contract import Context, Modality
 from recplug.plugins.errors import RecplugError
-from recplug.plugins.micrec.inductive import Inductive, Trained
+from recplug.plugins.micrec.inductive import Inductive
+from recplug.plugins.micrec.nodes import Trained
 from recplug.plugins.micrec.plugin import build
 from recplug.plugins.micrec.routes import across, chosen, mean_of, new_content, nobody
 from recplug.plugins.micrec.settings import MicrecSettings
@@ -67,7 +68,7 @@ def make(
         modalities=contents(n_items) if content else {},
         source=source,
     )
-    micrec = build(MicrecSettings(**settings), context).eval()
+    micrec = build(MicrecSettings(**{"join": "residual" if sequential else "replace", **settings}), context).eval()
     micrec.templates.alpha.fill_(0.6)
     users, items = (0.3 * torch.randn(n, WIDTH) for n in (n_users, n_items))
     with torch.no_grad():

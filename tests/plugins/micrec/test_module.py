@@ -99,9 +99,9 @@ def test_residual_adds_a_trained_multiple(make, module_of, host):
 
 
 @pytest.mark.parametrize("host", SEQUENCES + GRAPHS)
-def test_auto_by_family(make, module_of, host):
-    micrec = module_of(make(host).build())
-    assert (micrec.gate is None) == (host in GRAPHS)
+def test_parts_by_family(make, module_of, host):
+    micrec = module_of(make(host, join=MicrecSettings().join).build())
+    assert micrec.gate is not None
     assert (micrec.template_users is None) == (host in GRAPHS)
     assert type(micrec) is (MicrecNodes if host in ("nodes-bpr", "decoder-sum") else Micrec)
 

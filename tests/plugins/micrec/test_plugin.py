@@ -10,7 +10,7 @@ from recplug.plugins.settings import parse_settings
 from recplug.plugins.testing import CHECKS, cases
 
 VARIANTS = {
-    "other join": {"join": "residual", "gate": 0.1, "refinement": "mean"},
+    "added": {"join": "residual", "gate": 0.1, "refinement": "mean"},
     "replaced": {"join": "replace", "annealing": 0.5, "refinement": "residual"},
     "few templates": {"share": 0.4, "selection": "random", "edge_dropout": 0.3},
     "by degree": {"share": 0.7, "selection": "degree", "modalities": ("text",), "user_neighbours": 0},
