@@ -127,7 +127,7 @@ def neighbours(n: int, width: int, k: int) -> None:
     present[0] = False
     content = content_vectors([Modality("text", values, present)], {"text": 1.0}, n)
     begun, used = time.perf_counter(), time.process_time()
-    nearest(content, content, k, exclude=torch.arange(n))
+    nearest(content.values, content.values, k, exclude=torch.arange(n))
     print(
         f"\n{k} exact neighbours of {n:,} vectors of width {width}: {time.perf_counter() - begun:.1f} s "
         f"({time.process_time() - used:.1f} s of processors), {torch.get_num_threads()} threads"

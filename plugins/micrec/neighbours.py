@@ -17,6 +17,7 @@ from recplug.plugins.nn.propagation import Adjacency
 ROWS = 1024  # queries at once
 WIDE = 2**24  # scores at once
 MARGIN = 6  # candidates beyond k that are compared exactly
+CHUNK = 64  # columns whose maximum stands for them
 SHORTEST = 1e-6  # a unit vector that is no longer than this without the mean has no direction
 
 
@@ -202,7 +203,7 @@ def _best(left: Tensor, pool: Tensor, k: int, skip: Tensor) -> tuple[Tensor, Ten
     rough = left.to(exact) @ pool.to(exact).T  # [b, m]
     _skip(rough, skip)
     wide = min(len(pool), k + MARGIN)
-    last, column = rough.topk(wide, dim=1)
+    last, column = _largest(rough, wide)
     column = column.sort(dim=1).values  # a stable order by score then leaves equal ones by their place
     score = (pool[column].double() @ left.double().unsqueeze(-1)).squeeze(-1).float()  # [b, wide]
     score.masked_fill_(column == skip.unsqueeze(1), -torch.inf)
@@ -215,6 +216,21 @@ def _best(left: Tensor, pool: Tensor, k: int, skip: Tensor) -> tuple[Tensor, Ten
         for some in unsure.split(max(1, ROWS // 4)):
             score[some], column[some] = _surely(left[some], pool, score.shape[1], skip[some])
     return score, column
+
+
+def _largest(score: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """``topk`` of ``score [b, m]``: what is largest lies in the n chunks with the largest maxima, or in the rest."""
+    chunks = score.shape[1] // CHUNK
+    if chunks <= n:
+        return score.topk(n, dim=1)
+    whole = score[:, : chunks * CHUNK].unflatten(1, (chunks, CHUNK))  # [b, chunks, CHUNK]
+    best = whole.amax(dim=2).topk(n, dim=1).indices  # [b, n]
+    inside = torch.arange(CHUNK, device=score.device)
+    column = (best.unsqueeze(2) * CHUNK + inside).flatten(1)  # [b, n * CHUNK]
+    rest = torch.arange(chunks * CHUNK, score.shape[1], device=score.device)
+    column = torch.cat([column, rest.expand(len(score), -1)], dim=1)
+    found = score.gather(1, column).topk(n, dim=1)
+    return found.values, column.gather(1, found.indices)
 
 
 def _surely(left: Tensor, pool: Tensor, k: int, skip: Tensor) -> tuple[Tensor, Tensor]:

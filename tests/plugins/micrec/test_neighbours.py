@@ -181,3 +181,14 @@ def test_neighbours_are_known_nodes_and_never_oneself(modality):
     assert (found.index != rows)[found.valid].all()
     assert (found.index == rows)[~found.valid].all()
     assert found.valid.all(dim=1).tolist() == [i not in (0, 4) for i in range(20)]
+
+
+@pytest.mark.parametrize("m", [1500, 1536, 64, 7])
+def test_the_largest_of_chunks_are_the_largest(m):
+    score = torch.randn(5, m, generator=torch.Generator().manual_seed(m))
+    score[0, 3:6] = -torch.inf
+    score[1] = torch.arange(m).float()  # all in the last chunk, or after it
+    found, column = module._largest(score, min(9, m))
+    expected = score.topk(min(9, m), dim=1)
+    assert torch.equal(found, expected.values)
+    assert torch.equal(score.gather(1, column), expected.values)
