@@ -133,21 +133,23 @@ def _people(micrec: Micrec) -> dict[str, Panel | Tensor]:
         cka.append(linear_cka(source, target))
         chance.append(f"{name} 1 of {len(some)}")
         names.append(name)
-        rows.append(agreement(*(micrec.transfer.project(source, target) if micrec.transfer else (source, target))))
+        row = agreement(*(micrec.transfer.project(source, target) if micrec.transfer else (source, target)))
+        nearer = (row["rank"] - 1) / (len(some) - 1)
+        spread = row["uniformity_source"], row["uniformity_target"]
+        rows.append([row["alignment"], row["match"], nearer, *spread])
     if not names:
         return {}
-    columns = tuple(rows[0])
     return {
         "people": Panel(
-            torch.tensor([[row[column] for column in columns] for row in rows], device="cpu"),
+            torch.tensor(rows, device="cpu"),
             "heatmap",
             "do linked users find themselves in the other domain?",
             "Of projected vectors. alignment: squared distance of a person's two vectors, lower is nearer; match: "
-            f"share whose nearest in the other domain is themselves (by chance {', '.join(chance)}); rank: the median "
-            "place; uniformity: lower is more spread. Only links that were held out show transfer: the others may be "
-            "learned by heart.",
+            f"share whose nearest in the other domain is themselves (by chance {', '.join(chance)}); place: the median "
+            "share of others that are nearer (by chance 0.5); spread: uniformity, lower is more spread. Only links that "
+            "were held out show transfer: the others may be learned by heart.",
             rows=tuple(names),
-            columns=columns,
+            columns=("alignment", "match", "place", "spread, source", "spread, target"),
         ),
         # The projections may do all the aligning and leave the vectors that are ranked by as they were.
         "cka": torch.tensor(cka, device="cpu"),

@@ -48,8 +48,7 @@ def test_panels_of_two_domains(make, host):
     values = dict(zip(people.columns, people.values.T.tolist(), strict=True))
     assert all(0 <= share <= 1 for share in values["match"])
     assert all(0 <= distance <= 4 for distance in values["alignment"])
-    assert 1 <= values["rank"][0] <= 7
-    assert 1 <= values["rank"][1] <= 3
+    assert all(0 <= share <= 1 for share in values["place"])
     assert found["cka"].shape == (2,)
     assert ((found["cka"] >= 0) & (found["cka"] <= 1 + 1e-6)).all()
 
