@@ -146,8 +146,8 @@ def _people(micrec: Micrec) -> dict[str, Panel | Tensor]:
             "do linked users find themselves in the other domain?",
             "Of projected vectors. alignment: squared distance of a person's two vectors, lower is nearer; match: "
             f"share whose nearest in the other domain is themselves (by chance {', '.join(chance)}); place: the median "
-            "share of others that are nearer (by chance 0.5); spread: uniformity, lower is more spread. Only links that "
-            "were held out show transfer: the others may be learned by heart.",
+            "share of others that are nearer (by chance 0.5); spread: uniformity, lower is more spread. Only "
+            "links that were held out show transfer: the others may be learned by heart.",
             rows=tuple(names),
             columns=("alignment", "match", "place", "spread, source", "spread, target"),
         ),
