@@ -77,6 +77,7 @@ def read(path: Path) -> Stored:
     try:
         # Not pq.read_table, which takes a path like year=2000/x.parquet for a column.
         table = pq.ParquetFile(path).read()
+        table.validate(full=True)  # a damaged page may refer to words that there are not
         header = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
         header = {key.removeprefix(PREFIX): value for key, value in header.items() if key.startswith(PREFIX)}
         if header.get("format") != FORMAT:
@@ -117,8 +118,14 @@ def _texts(table: pa.Table, name: str) -> tuple[str, ...]:
     return tuple(column)
 
 
+_TEXT = pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null
+
+
 def _several(table: pa.Table, name: str) -> tuple[tuple[str, ...], ...]:
     column = table[name]
+    inner = column.type.value_type if hasattr(column.type, "value_type") else column.type
+    if not any(is_kind(inner) for is_kind in _TEXT):
+        raise ValueError(f"column {name!r} is not all text")
     if pa.types.is_list(column.type):
         return tuple(tuple(names or ()) for names in column.to_pylist())
     coded = (column if pa.types.is_dictionary(column.type) else column.dictionary_encode()).combine_chunks()

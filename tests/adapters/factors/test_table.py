@@ -552,7 +552,7 @@ def with_column(name, values, kind=None):
         (None, {"format": b"recplug.factors/9"}, "does not hold factor labels"),
         (None, {"sha256": b"0"}, "does not match"),
         (with_column("material", ["木", "steel", None, "glass"]), {}, "do not match"),
-        (with_column("material", [1, 2, 3, 4]), {}, "do not match"),
+        (with_column("material", [1, 2, 3, 4]), {}, "'material' is not all text"),
         (with_column("item_id", ["a", "b", "c", "d"]), {}, "do not match"),
         (with_column("item_id", ["a", "b", "c", None]), {}, "'item_id'"),
         (with_column("item_id", [1, 2, 3, 4]), {}, "'item_id'"),
