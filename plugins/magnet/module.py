@@ -37,8 +37,9 @@ class Magnet(Augmentation):
 
     Where we deviate: the paper gives no shape of heads, router and score, no epsilon and no place of the dropout;
     content is frozen, at unit length, and an item or history without it is not asked for the experts anchored on it;
-    the entropy in the weights of eq. 31 carries no gradient; means over a batch; and by default the result is added to
-    the backbone's, times a trained gamma.
+    the entropy in the weights of eq. 31 carries no gradient; means over a batch; users' profiles leave out the positive
+    in training; an expert is by default a weighed dot product; and the result is added, times a trained gamma, to the
+    dot product of the behaviour vectors, or to the backbone's rows.
 
     Args:
         settings: every choice.

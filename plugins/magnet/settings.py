@@ -37,7 +37,7 @@ PRESETS: dict[Preset, dict[str, Any]] = {
 
 
 class MagnetSettings(PluginSettings):
-    """Every choice of MAGNET; the defaults keep the backbone and add the mixture to it (``docs/methods``)."""
+    """Every choice of MAGNET; the defaults add the mixture to the backbone's dot product (``docs/methods``)."""
 
     preset: Preset = setting(
         "plugin",
@@ -174,7 +174,7 @@ class MagnetSettings(PluginSettings):
     # -- ranking
     rank_memory: int = setting(256, "Megabytes that the ranking of all items may use at once.", ge=1)
     rerank_top: int = setting(
-        0, "Rank by the backbone and let MAGNET reorder so many items a user; 0 scores all items, exactly.", ge=0
+        0, "Rank without MAGNET's part and let it reorder so many items a user; 0 scores all items, exactly.", ge=0
     )
 
     @model_validator(mode="before")

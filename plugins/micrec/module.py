@@ -37,8 +37,8 @@ class Micrec(Augmentation):
 
     Where we deviate: the paper's formulas were not available; the templates are INMO's, and the refinement is the most
     likely reading. An item without interactions ends as the mean of its neighbours' final vectors, through which no
-    gradient flows: in training it is a negative and nothing else. On sequential hosts the representations are added to
-    the host's rows.
+    gradient flows: in training it is a negative and nothing else. By default the representations are
+    added to the host's rows.
 
     Args:
         settings: every choice.
