@@ -9,7 +9,7 @@ PY := $(abspath $(VENV))/bin/python
 PIP := $(PY) -m pip install -qq --no-compile --disable-pip-version-check -c constraints.txt
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: help demo test test-all lint docs bench clean
+.PHONY: help demo test test-all lint docs bench cards clean
 .DELETE_ON_ERROR:
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo "make lint      ruff, and mypy on the installed wheel"
 	@echo "make docs      the documentation, with its gallery executed, in docs/_build/html"
 	@echo "make bench     time and memory of a step, side by side with the bare backbone"
+	@echo "make cards     train what the reproduction cards pin, and compare (hours; ARGS='NAME --data_path DIR')"
 	@echo "make clean     remove what was built (not $(VENV), not runs/)"
 	@echo "VENV=DIR uses another environment; PYTHON=... makes it with another interpreter"
 
@@ -70,6 +71,9 @@ docs: $(VENV)/.docs
 
 bench: $(VENV)/.core
 	$(PY) benchmarks/step_overhead.py
+
+cards: $(VENV)/.core
+	$(PY) benchmarks/cards.py $(ARGS)
 
 clean:
 	rm -rf build dist docs/_build docs/gallery docs/sg_execution_times.rst .pytest_cache .mypy_cache .ruff_cache

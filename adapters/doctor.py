@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
+import os
 import platform
 import re
 import subprocess
@@ -16,6 +16,8 @@ from typing import Literal
 RECBOLE = "1.2.1"
 # The torchvision release that belongs to a torch release is 15 minor versions apart, and one major behind.
 VISION_OFFSET = 15
+# The libraries behind `recplug features extract --encoder`, by the names that pip knows.
+ENCODERS = ("open_clip_torch", "transformers", "sentence-transformers")
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Finding:
 def report() -> list[Finding]:
     """Look at everything; nothing is changed, and a check that fails itself is reported as a problem."""
     findings: list[Finding] = []
-    for check in (_python, _stack, _recbole, _ray, _remedies, _torchvision, _extras, _data, _plugins):
+    for check in (_python, _stack, _recbole, _ray, _remedies, _torchvision, _encoders, _extras, _data, _plugins):
         findings += _guarded(check)
     return findings
 
@@ -131,14 +133,19 @@ def _torchvision() -> list[Finding]:
                 "only for image features: pip install -c constraints.txt 'recplug[clip]'",
             )
         ]
-    # In a process of its own: an import that fails half-way leaves operators registered in this one.
-    done = subprocess.run(
-        [sys.executable, "-c", "import torchvision"], capture_output=True, text=True, timeout=60, check=False
-    )
-    if done.returncode == 0:
+    # In a process of its own: what an import leaves behind, or leaves out, stays there.
+    script = "from recplug.adapters.imports import torchvision; print(torchvision())"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        return [Finding("torchvision", "problem", f"{version} does not load ({reason})", _vision_advice())]
+    if done.stdout.split()[-1] == "whole":
         return [Finding("torchvision", "ok", f"{version} loads")]
-    reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-    return [Finding("torchvision", "problem", f"{version} does not load ({reason})", _vision_advice())]
+    found = (
+        f"{version}, compiled part missing next to torch {_version('torch')}; remedied, recplug's encoders work without"
+        " it (https://github.com/pytorch/vision/issues/8985)"
+    )
+    return [Finding("torchvision", "note", found, f"other programs need it: {_vision_advice()}")]
 
 
 def _vision_advice() -> str:
@@ -146,6 +153,13 @@ def _vision_advice() -> str:
     build = metadata.version("torch").partition("+")[2]
     index = f" --index-url https://download.pytorch.org/whl/{build}" if build else ""
     return f"torch and torchvision are a pair: pip install torchvision=={major - 2}.{minor + VISION_OFFSET}.0{index}"
+
+
+def _encoders() -> list[Finding]:
+    found = [f"{name} {_version(name) or 'not installed'}" for name in ENCODERS]
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    where = "HF_HUB_OFFLINE is set, so only folders and the cache" if offline else "folders, the cache and the hub"
+    return [Finding("encoders", "ok", f"{', '.join(found)}; models from {where}")]
 
 
 def _extras() -> list[Finding]:

@@ -26,6 +26,7 @@ ROOMS = {"plugins": "recplug.plugins", "adapters": "recplug.adapters"}
 IGNORED = {"__pycache__", ".git", ".venv", "build", "dist", "runs", "gallery", "_build", "saved", "log"}
 # Import names that differ from the distribution's name.
 DISTRIBUTIONS = {
+    "PIL": "pillow",
     "yaml": "pyyaml",
     "sklearn": "scikit-learn",
     "torch_geometric": "torch-geometric",

@@ -61,7 +61,7 @@ def columns(file: Path, *wanted: str) -> list[tuple[str, ...]]:
     from recplug.plugins.errors import RecplugError, did_you_mean
 
     try:
-        with open(file, encoding="utf-8", newline="") as lines:
+        with open(file, encoding="utf-8-sig", newline="") as lines:
             rows = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
             fields = [cell.partition(":")[0] for cell in next(rows, [])]
             if not fields:
@@ -72,7 +72,7 @@ def columns(file: Path, *wanted: str) -> list[tuple[str, ...]]:
                     raise RecplugError(f"{file} has no field '{field}'{hint}")
             places = [fields.index(field) for field in wanted]
             return [tuple(row[place] if place < len(row) else "" for place in places) for row in rows]
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise RecplugError(f"cannot read {file}: {error}; it must be tab-separated UTF-8") from None
 
 

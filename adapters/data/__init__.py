@@ -190,7 +190,8 @@ def holdout(
             raise RecplugError(f"{pair} is RecBole's own; give --pair a set with files of its own")
         others = (pair, found)
     made = (".inter", ".holdout.json")
-    files = (file for file in folder.glob(f"{glob.escape(name)}.*") if not file.name.endswith(made))
+    there = (file for file in folder.glob(f"{glob.escape(name)}.*") if file.is_file())  # no extraction under way
+    files = (file for file in there if not file.name.endswith(made))
     copies = {target / file.name: file for file in files}
     copies |= {target / file.name: file for file in (*folder.glob("TERMS*"), *folder.glob("LICENSE*"))}
     with new_folder(target) as partial:

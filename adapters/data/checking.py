@@ -13,7 +13,8 @@ from pyarrow import csv
 from recplug.adapters.data.newcomers import APART, GROUP, GROUPS, QUERY, SUPPORT
 from recplug.adapters.features.find import find_neighbours, find_tables
 from recplug.adapters.features.neighbours import NeighbourTable
-from recplug.adapters.features.table import PADDING, FeatureTable
+from recplug.adapters.features.table import FeatureTable
+from recplug.adapters.features.tokens import PADDING
 from recplug.plugins.errors import RecplugError, did_you_mean
 
 PARTS = ("train", "valid", "test")

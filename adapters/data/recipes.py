@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from recplug.adapters.data import profiles
 from recplug.adapters.factors import FactorTable
-from recplug.adapters.features.importers import Provenance
+from recplug.adapters.features.reading import Provenance
 
 LICENCE = "none stated; research use only, not commercial, cite the papers (TERMS.md)"
 GROUPLENS = "GroupLens's terms: research use only, not commercial, cite the paper (LICENSE-MovieLens.txt)"

@@ -23,7 +23,7 @@ import torch
 from recplug.adapters.factors import parquet
 from recplug.adapters.factors.aligning import aligned, aligned_with
 from recplug.adapters.factors.schema import CONTROL, FactorSchema, FactorSpec, folded
-from recplug.adapters.features.table import _check_padding, _token_problem
+from recplug.adapters.features.tokens import check_padding, token_problem
 from recplug.adapters.files import replacing
 from recplug.plugins.errors import RecplugError, did_you_mean
 from recplug.plugins.factors import Factor, FactorProfiles
@@ -84,7 +84,7 @@ class FactorTable:
 
     def __post_init__(self) -> None:
         problem = (
-            _token_problem(self.tokens, len(self.tokens))
+            token_problem(self.tokens, len(self.tokens))
             or _column_problem(self)
             or parquet.metadata_problem(self.metadata)
         )
@@ -210,7 +210,7 @@ class FactorTable:
 
     def _host_rows(self, id_tokens: Sequence[str]) -> np.ndarray[Any, np.dtype[np.int64]]:
         """``[n_items]``: each host row's place in the table, -1 where it has none."""
-        _check_padding(id_tokens)
+        check_padding(id_tokens)
         rows = np.array([self._rows.get(token, -1) for token in id_tokens], dtype=np.int64)
         rows[0] = -1
         if not (rows >= 0).any():

@@ -7,8 +7,6 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
-
 from recplug.adapters.features import neighbours
 from recplug.adapters.features.neighbours import NeighbourTable
 from recplug.adapters.features.table import SUFFIX, FeatureTable
@@ -120,16 +118,3 @@ def load_neighbours(
         found[name] = table.align(id_tokens, k=k, include_self=include_self)
         lines.append(f"{table.coverage(id_tokens)}; up to {table.k} each, {path.name}")
     return found, lines
-
-
-def shuffled(modality: Modality, seed: int) -> Modality:
-    """The control "shuffled features": the same vectors, each given to a random item that has one.
-
-    The presence mask stays; only which vector belongs to which item is lost.
-    """
-    rows = modality.present.nonzero().squeeze(1)
-    generator = torch.Generator(device="cpu").manual_seed(seed)
-    order = torch.randperm(len(rows), generator=generator, device="cpu").to(rows.device)
-    values = modality.values.clone()
-    values[rows] = modality.values[rows[order]]
-    return Modality(modality.name, values, modality.present)

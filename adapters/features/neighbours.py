@@ -1,45 +1,42 @@
 """The neighbour table: which items are nearest to which, aligned by item token like a feature table.
 
-On disk it is one safetensors file, ``DATASET.MODALITY.knn.safetensors``: the tokens as UTF-8 bytes (``item_tokens``)
-with their offsets (``item_token_offsets [n + 1]``), the edges ``row``, ``neighbour`` (int32, places among the tokens)
-and ``cosine`` (float16 or float32), and a header that says where they come from.
+On disk it is one safetensors file, ``DATASET.MODALITY.knn.safetensors``: the item tokens, the edges ``row``,
+``neighbour`` (int32, places among the tokens) and ``cosine`` (float16 or float32), and a header that says where they
+come from (see :mod:`recplug.adapters.features.tokens`).
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 
-from recplug.adapters.features.importers import Provenance, StrPath, read_tokens
-from recplug.adapters.features.table import (
-    _WRITTEN_BY_SAVE,
+from recplug.adapters.features.reading import Provenance, load_arrays, load_numpy, read_tokens
+from recplug.adapters.features.table import Coverage
+from recplug.adapters.features.tokens import (
     ORIGIN_KEYS,
-    Coverage,
-    _check_padding,
-    _name_problem,
-    _token_problem,
-    _unpack,
+    Array,
+    Kind,
+    StrPath,
+    check_padding,
+    digest,
+    is_kind,
+    name_problem,
+    read_table,
+    token_problem,
+    write_table,
 )
-from recplug.adapters.files import replacing
 from recplug.plugins.errors import RecplugError
 from recplug.plugins.nn.knn import Neighbours
 
-FORMAT = "recplug.neighbours/1"
 SUFFIX = ".knn.safetensors"
-DTYPES = {"<i4": "I32", "<i8": "I64", "<f2": "F16", "<f4": "F32", "|u1": "U8"}
-Array = np.ndarray[Any, np.dtype[Any]]
+KIND = Kind("neighbour table", "recplug.neighbours/1", "--from knn", ("row", "neighbour", "cosine"))
+EMPTY = 100  # of so many numbered items at least one has a neighbour
+ORIGIN = tuple(key for key in ORIGIN_KEYS if key != "normalised")
 
 
 class NeighbourCoverage(Coverage):
@@ -61,7 +58,7 @@ class NeighbourTable:
         neighbour: ``[e]`` int32, which item; not the item itself.
         cosine: ``[e]`` float16 or float32, from -1 to 1.
         modality: ``"image"``, ``"text"``, ...: letters, digits, ``_`` and ``-``.
-        metadata: where the graph comes from, by :data:`~recplug.adapters.features.table.ORIGIN_KEYS` and further keys.
+        metadata: where the graph comes from, by :data:`~recplug.adapters.features.tokens.ORIGIN_KEYS` and further keys.
 
     Raises:
         RecplugError: for a wrong shape, name, token, place or cosine.
@@ -76,8 +73,8 @@ class NeighbourTable:
 
     def __post_init__(self) -> None:
         problem = (
-            _name_problem(self.modality, self.metadata)
-            or _token_problem(self.tokens, len(self.tokens))
+            name_problem(self.modality, self.metadata)
+            or token_problem(self.tokens, len(self.tokens))
             or _edge_problem(len(self.tokens), self.row, self.neighbour, self.cosine)
         )
         if problem:
@@ -94,28 +91,13 @@ class NeighbourTable:
         Raises:
             RecplugError: for a missing, truncated or altered file, or contents that the class refuses.
         """
-        if not Path(path).is_file():
-            raise RecplugError(f"no neighbour table at {path}; make one with `recplug features import --from knn ...`")
+        found = read_table(path, KIND)
         try:
-            with safe_open(path, framework="pt", device="cpu") as file:
-                header: dict[str, str] = file.metadata() or {}
-                if header.get("format") != FORMAT:
-                    raise RecplugError(
-                        f"{path} is not a neighbour table (format {header.get('format')!r}, expected {FORMAT!r});"
-                        " bring other files in with `recplug features import --from knn`"
-                    )
-                data, offsets = (file.get_tensor(name) for name in ("item_tokens", "item_token_offsets"))
-                row, neighbour, cosine = (file.get_tensor(name).numpy() for name in ("row", "neighbour", "cosine"))
-        except (SafetensorError, OSError) as error:
-            reason = " ".join(str(error).split())
-            raise RecplugError(f"{path} is truncated or corrupt ({reason}); copy or import it again") from None
-        metadata = {key: value for key, value in header.items() if key not in _WRITTEN_BY_SAVE}
-        tokens = _unpack(data, offsets, path)
-        try:
-            table = cls(tokens, row, neighbour, cosine, header.get("modality", ""), metadata)
+            row, neighbour, cosine = (array.numpy() for array in found.arrays)
+            table = cls(found.tokens, row, neighbour, cosine, found.modality, found.metadata)
         except RecplugError as error:
             raise RecplugError(f"{path}: {error}") from None
-        if header.get("sha256") != table.sha256:
+        if found.sha256 != table.sha256:
             raise RecplugError(f"{path}: the edges do not match their sha256 in the header; copy or import it again")
         return table
 
@@ -125,20 +107,13 @@ class NeighbourTable:
         Raises:
             RecplugError: where the file cannot be written.
         """
-        target = Path(path)
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(target) as partial:
-                partial.write_bytes(self._file())
-        except OSError as error:
-            raise RecplugError(f"cannot write {target}: {error.strerror}; choose another place") from None
+        arrays = [self.row, self.neighbour, self.cosine]
+        write_table(path, KIND, self.tokens, arrays, self.modality, self.metadata, origin=ORIGIN)
 
     @cached_property
     def sha256(self) -> str:
         """The digest of the edges' bytes: rows, neighbours, cosines, little-endian."""
-        return hashlib.sha256(
-            b"".join(array.tobytes() for array in (self.row, self.neighbour, self.cosine))
-        ).hexdigest()
+        return digest(self.row, self.neighbour, self.cosine)
 
     @cached_property
     def counts(self) -> Array:
@@ -194,7 +169,7 @@ class NeighbourTable:
 
     def _edges(self, id_tokens: Sequence[str]) -> tuple[Array, Array, Array]:
         """Edges between items of the dataset, as host rows, and their cosines in float32."""
-        _check_padding(id_tokens)
+        check_padding(id_tokens)
         rows = {token: row for row, token in enumerate(id_tokens) if row}
         host = np.array([rows.get(token, -1) for token in self.tokens], dtype=np.int64)
         row, neighbour = host[self.row], host[self.neighbour]
@@ -207,36 +182,10 @@ class NeighbourTable:
             )
         return row[known], neighbour[known], self.cosine[known].astype(np.float32)
 
-    def _file(self) -> bytes:
-        # Written here and not by the safetensors package, which orders the header at random.
-        encoded = [token.encode() for token in self.tokens]
-        parts = {
-            "item_token_offsets": np.cumsum([0, *map(len, encoded)], dtype="<i8"),
-            "row": self.row,
-            "neighbour": self.neighbour,
-            "cosine": self.cosine,
-            "item_tokens": np.frombuffer(b"".join(encoded), dtype="|u1"),
-        }
-        origin = {key: self.metadata.get(key, "unknown") for key in ORIGIN_KEYS if key != "normalised"}
-        further = {key: self.metadata[key] for key in sorted(self.metadata.keys() - origin.keys())}
-        about = {"format": FORMAT, "modality": self.modality, **origin, **further, "sha256": self.sha256}
-        header: dict[str, object] = {"__metadata__": about}
-        end = 0
-        for name, part in parts.items():
-            offsets = [end, end := end + part.nbytes]
-            header[name] = {"dtype": DTYPES[part.dtype.str], "shape": list(part.shape), "data_offsets": offsets}
-        head = json.dumps(header, ensure_ascii=False).encode()
-        head += b" " * (-len(head) % 8)
-        return b"".join([len(head).to_bytes(8, "little"), head, *(part.tobytes() for part in parts.values())])
-
 
 def is_neighbour_table(path: StrPath) -> bool:
     """Whether the file says that it is one; False for any other, whole or not."""
-    try:
-        with safe_open(path, framework="np") as file:
-            return (file.metadata() or {}).get("format") == FORMAT
-    except (SafetensorError, OSError):
-        return False
+    return is_kind(path, KIND)
 
 
 def from_knn(
@@ -261,28 +210,21 @@ def from_knn(
         RecplugError: for an unreadable file, a missing array, fewer tokens than rows, or what the table refuses. An
             item that is listed as its own neighbour is left out.
     """
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            raise RecplugError(f"{path} is one array; a graph is an .npz with row, col and cos")
-        with loaded as archive:
-            lacking = [name for name in ("row", "col", "cos") if name not in archive.files]
-            if lacking:
-                raise RecplugError(
-                    f"{path} has no array {lacking[0]!r}; it has: {', '.join(archive.files) or 'nothing'}"
-                )
-            arrays = [archive[name] for name in ("row", "col", "cos")]
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
-        reason = " ".join(str(error).split())
-        raise RecplugError(f"cannot read {path}: {reason}; a graph is an .npz with row, col and cos") from None
-    row, neighbour, cosine = arrays
+    loaded = load_numpy(path)
+    if isinstance(loaded, np.ndarray):
+        raise RecplugError(f"{path} is one array; a graph is an .npz with row, col and cos")
+    with loaded as archive:
+        row, neighbour, cosine = load_arrays(path, archive, ("row", "col", "cos"))
     if row.dtype.kind not in "iu" or neighbour.dtype.kind not in "iu" or cosine.dtype.kind != "f":
         raise RecplugError(f"{path}: row and col must be whole numbers and cos floats; save them so")
     if positional == (tokens is not None):
         raise RecplugError("give either the item tokens or positional=True, if your items are named 0, 1, 2, ...")
     row, neighbour = row.astype(np.int64), neighbour.astype(np.int64)
     if tokens is None:
-        names = [str(number) for number in range(1 + max(row.max(initial=-1), neighbour.max(initial=-1)))]
+        count = 1 + max(row.max(initial=-1), neighbour.max(initial=-1))
+        if count > EMPTY * (len(np.atleast_1d(row)) + 1):  # a damaged number, and names to fill the memory with
+            raise RecplugError(f"{path}: its {row.size:,} edges join items up to {count - 1:,}; give the items' tokens")
+        names = [str(number) for number in range(count)]
     else:
         names = read_tokens(tokens) if isinstance(tokens, str | os.PathLike) else list(tokens)
     kept = row != neighbour if row.shape == neighbour.shape == cosine.shape else slice(None)

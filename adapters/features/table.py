@@ -1,38 +1,34 @@
 """The feature table: one vector an item, aligned by item token and never by row number.
 
-On disk it is one safetensors file: ``features [n, d]``, the tokens as UTF-8 bytes (``item_tokens``) with their offsets
-(``item_token_offsets [n + 1]``), and a header that says where the vectors come from.
+On disk it is one safetensors file: ``features [n, d]`` with the item tokens, and a header that says where the vectors
+come from (see :mod:`recplug.adapters.features.tokens`).
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
-from pathlib import Path
 
-import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from recplug.adapters.files import replacing
+from recplug.adapters.features.tokens import (
+    Array,
+    Kind,
+    StrPath,
+    check_padding,
+    digest,
+    name_problem,
+    read_table,
+    token_problem,
+    write_table,
+)
 from recplug.plugins.contract import Modality
 from recplug.plugins.errors import RecplugError
 
-FORMAT = "recplug.features/1"
 SUFFIX = ".safetensors"
-PADDING = "[PAD]"
-ORIGIN_KEYS = ("encoder", "revision", "pooling", "normalised", "licence", "created")
-_WRITTEN_BY_SAVE = {"format", "modality", "sha256"}
-_DTYPES = {torch.float16: "F16", torch.float32: "F32"}
-_NAME = re.compile(r"[A-Za-z0-9_-]+")
+KIND = Kind("feature table", "recplug.features/1", "--from npy", ("features",))
 
 
 @dataclass(frozen=True)
@@ -65,7 +61,8 @@ class FeatureTable:
         features: ``[n, d]``, float16 or float32, on the CPU, finite.
         tokens: the n item tokens, unique, in row order. An item without a vector is simply not here.
         modality: ``"image"``, ``"text"``, ...: letters, digits, ``_`` and ``-``.
-        metadata: where the vectors come from, by :data:`ORIGIN_KEYS` and any further key.
+        metadata: where the vectors come from, by :data:`~recplug.adapters.features.tokens.ORIGIN_KEYS` and any further
+            key.
 
     Raises:
         RecplugError: for a wrong shape, dtype, device, name, token or value.
@@ -77,64 +74,42 @@ class FeatureTable:
     metadata: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        problem = _name_problem(self.modality, self.metadata) or _matrix_problem(self.features)
+        problem = name_problem(self.modality, self.metadata) or _matrix_problem(self.features)
         problem = (
-            problem or _token_problem(self.tokens, len(self.features)) or _value_problem(self.features, self.tokens)
+            problem or token_problem(self.tokens, len(self.features)) or _value_problem(self.features, self.tokens)
         )
         if problem:
             raise RecplugError(f"feature table {self.modality!r}: {problem}")
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> FeatureTable:
+    def load(cls, path: StrPath) -> FeatureTable:
         """Read and validate a table.
 
         Raises:
             RecplugError: for a missing, truncated or altered file, or contents that the class refuses.
         """
-        if not Path(path).is_file():
-            raise RecplugError(f"no feature table at {path}; make one with `recplug features import --from npy ...`")
+        found = read_table(path, KIND)
         try:
-            with safe_open(path, framework="pt", device="cpu") as file:
-                header: dict[str, str] = file.metadata() or {}
-                if header.get("format") != FORMAT:
-                    raise RecplugError(
-                        f"{path} is not a feature table (format {header.get('format')!r}, expected {FORMAT!r});"
-                        " bring other files in with `recplug features import`"
-                    )
-                features, data, offsets = (
-                    file.get_tensor(name) for name in ("features", "item_tokens", "item_token_offsets")
-                )
-        except (SafetensorError, OSError) as error:
-            reason = " ".join(str(error).split())
-            raise RecplugError(f"{path} is truncated or corrupt ({reason}); copy or import it again") from None
-        tokens = _unpack(data, offsets, path)
-        metadata = {key: value for key, value in header.items() if key not in _WRITTEN_BY_SAVE}
-        try:
-            table = cls(features, tokens, header.get("modality", ""), metadata)
+            (features,) = found.arrays
+            table = cls(features, found.tokens, found.modality, found.metadata)
         except RecplugError as error:
             raise RecplugError(f"{path}: {error}") from None
-        if header.get("sha256") != table.sha256:
+        if found.sha256 != table.sha256:
             raise RecplugError(f"{path}: the matrix does not match its sha256 in the header; copy or import it again")
         return table
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: StrPath) -> None:
         """Write the table; equal tables give equal bytes, and a reader never sees half a file.
 
         Raises:
             RecplugError: where the file cannot be written.
         """
-        target = Path(path)
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(target) as partial:
-                self._write(partial)
-        except OSError as error:
-            raise RecplugError(f"cannot write {target}: {error.strerror}; choose another place") from None
+        write_table(path, KIND, self.tokens, [self._matrix], self.modality, self.metadata)
 
     @cached_property
     def sha256(self) -> str:
         """The digest of the matrix bytes, row by row, little-endian."""
-        return hashlib.sha256(_bytes(self.features)).hexdigest()
+        return digest(self._matrix)
 
     def coverage(self, id_tokens: Sequence[str]) -> Coverage:
         """Compare with a dataset's items; ``id_tokens[0]`` is the padding token.
@@ -142,7 +117,7 @@ class FeatureTable:
         Raises:
             RecplugError: where not one item of the dataset has a vector.
         """
-        _check_padding(id_tokens)
+        check_padding(id_tokens)
         covered = sum(token in self._rows for token in id_tokens[1:])
         if not covered:
             raise self._nothing_shared(id_tokens)
@@ -161,7 +136,7 @@ class FeatureTable:
         Raises:
             RecplugError: where not one item of the dataset has a vector.
         """
-        _check_padding(id_tokens)
+        check_padding(id_tokens)
         rows = torch.tensor([self._rows.get(token, -1) for token in id_tokens], dtype=torch.int64, device="cpu")
         rows[0] = -1
         present = rows >= 0
@@ -183,66 +158,10 @@ class FeatureTable:
             f" look like {self.tokens[0]!r}{example}; import it with the dataset's own item tokens"
         )
 
-    def _write(self, path: Path) -> None:
-        # Written here and not by the safetensors package: that one orders the header at random and makes the file
-        # readable by its owner only.
-        encoded = [token.encode() for token in self.tokens]
-        offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
-        parts = {
-            "item_token_offsets": ("I64", offsets.shape, offsets.data.cast("B")),
-            "features": (_DTYPES[self.features.dtype], self.features.shape, _bytes(self.features)),
-            "item_tokens": ("U8", (int(offsets[-1]),), memoryview(b"".join(encoded))),
-        }
-        header: dict[str, object] = {"__metadata__": self._header()}
-        end = 0
-        for name, (dtype, shape, data) in parts.items():
-            header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [end, end + data.nbytes]}
-            end += data.nbytes
-        head = json.dumps(header, ensure_ascii=False).encode()
-        head += b" " * (-len(head) % 8)
-        with open(path, "wb") as file:
-            file.write(len(head).to_bytes(8, "little") + head)
-            for _, _, data in parts.values():
-                file.write(data)
-
-    def _header(self) -> dict[str, str]:
-        origin = {key: self.metadata.get(key, "unknown") for key in ORIGIN_KEYS}
-        further = {key: self.metadata[key] for key in sorted(self.metadata.keys() - origin.keys())}
-        return {"format": FORMAT, "modality": self.modality, **origin, **further, "sha256": self.sha256}
-
-
-def _bytes(features: Tensor) -> memoryview:
-    return features.detach().contiguous().numpy().data.cast("B")
-
-
-def _check_padding(id_tokens: Sequence[str]) -> None:
-    if not len(id_tokens) or id_tokens[0] != PADDING:
-        raise RecplugError(f"the item tokens of a host start with {PADDING!r} in row 0; pass its whole token list")
-
-
-def _unpack(data: Tensor, offsets: Tensor, path: str | os.PathLike[str]) -> tuple[str, ...]:
-    """The tokens behind ``data`` (bytes) and ``offsets [n + 1]``."""
-    sound = data.dtype == torch.uint8 and offsets.dtype == torch.int64 and data.ndim == offsets.ndim == 1
-    if sound:
-        ends = offsets.tolist()
-        sound = bool(ends) and ends[0] == 0 and ends[-1] == len(data) and ends == sorted(ends)
-    if not sound:
-        raise RecplugError(f"{path}: the offsets of its item tokens are broken; copy or import it again")
-    text = data.numpy().tobytes()
-    try:
-        return tuple(text[a:b].decode() for a, b in pairwise(ends))
-    except UnicodeDecodeError:
-        raise RecplugError(f"{path}: its item tokens are not UTF-8; copy or import it again") from None
-
-
-def _name_problem(modality: str, metadata: Mapping[str, str]) -> str | None:
-    if not _NAME.fullmatch(modality):
-        return "a modality's name has letters, digits, '_' and '-' only; choose another"
-    reserved = sorted(_WRITTEN_BY_SAVE & metadata.keys())
-    if reserved:
-        return f"metadata key {reserved[0]!r} is written by the table itself; leave it out"
-    wrong = next((key for key, value in metadata.items() if not isinstance(value, str)), None)
-    return f"metadata[{wrong!r}] is not text; give a string" if wrong else None
+    @property
+    def _matrix(self) -> Array:
+        matrix = self.features.detach().numpy()
+        return matrix.astype(matrix.dtype.newbyteorder("<"), copy=False)
 
 
 def _matrix_problem(features: Tensor) -> str | None:
@@ -250,20 +169,9 @@ def _matrix_problem(features: Tensor) -> str | None:
         return f"the matrix has {features.ndim} dimensions; it needs two, [items, width]"
     if not features.numel():
         return f"the matrix is {features.shape[0]} x {features.shape[1]}; it needs at least one row and one column"
-    if features.dtype not in _DTYPES:
+    if features.dtype not in (torch.float16, torch.float32):
         return f"the matrix holds {str(features.dtype).removeprefix('torch.')}; convert it to float16 or float32"
     return None if features.device.type == "cpu" else "the matrix is not on the CPU; call .cpu() first"
-
-
-def _token_problem(tokens: tuple[str, ...], rows: int) -> str | None:
-    if len(tokens) != rows:
-        return f"{rows} rows but {len(tokens)} item tokens; give one token for each row"
-    if not all(tokens):
-        return f"the item token of row {tokens.index('')} is empty; every row needs the token of its item"
-    repeated = [token for token, times in Counter(tokens).items() if times > 1]
-    if repeated:
-        return f"{len(repeated)} item tokens occur more than once (first: {repeated[0]!r}); keep one row for each item"
-    return None
 
 
 def _value_problem(features: Tensor, tokens: tuple[str, ...]) -> str | None:

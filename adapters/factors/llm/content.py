@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import html
 import importlib.util
 import json
 import os
@@ -19,12 +18,11 @@ from pathlib import Path
 
 from recplug.adapters.data import locate
 from recplug.adapters.factors.llm.images import find_images
+from recplug.adapters.plain import is_missing, plain
 from recplug.plugins.errors import RecplugError, did_you_mean
 
 CAP = 1_500  # characters of one item, all columns together
 _PRIVATE = re.compile(r"(?:^|[^a-z])(?:user|review|interaction)")
-_HIDDEN = re.compile(r"<!--.*?-->|<(script|style)\b[^<>]*>.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
-_TAG = re.compile(r"</?[a-z!][^<>]*>", re.IGNORECASE)
 _MAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
 # Plain runs of digits are sizes and part numbers far more often than telephones.
 _PHONE = re.compile(
@@ -111,17 +109,14 @@ def clean(text: str) -> str:
     before = None
     while text != before:
         before = text
-        text = unicodedata.normalize("NFKC", html.unescape(text))
-        text = _TAG.sub(" ", _HIDDEN.sub(" ", text))
-        text = "".join(c if c.isprintable() else " " * c.isspace() for c in text)
-        text = " ".join(text.split())
+        text = plain(unicodedata.normalize("NFKC", text))
         text = _PHONE.sub("[phone]", _MAIL.sub("[mail]", text))
     return text
 
 
 def clean_fields(raw: Mapping[str, str]) -> dict[str, str]:
     """Clean every column and cap them together at :data:`CAP` characters; only the longest are cut."""
-    texts = {name: text for name, value in raw.items() if (text := clean(value[: 20 * CAP])) and not _missing(text)}
+    texts = {name: text for name, value in raw.items() if (text := clean(value[: 20 * CAP])) and not is_missing(text)}
     left, share = CAP, {}
     for place, name in enumerate(sorted(texts, key=lambda name: len(texts[name]))):
         share[name] = min(len(texts[name]), left // (len(texts) - place))
@@ -174,10 +169,6 @@ def _is_private(name: str) -> bool:
 
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(names) or "none"
-
-
-def _missing(text: str) -> bool:
-    return text.lower() in {"nan", "none", "null", "n/a", "na", "<na>"}
 
 
 def _folder(dataset: str, data_path: str | os.PathLike[str] | None) -> Path:

@@ -38,10 +38,10 @@ def find_images(folder: str | os.PathLike[str]) -> dict[str, Path]:
     return found
 
 
-def data_url(path: Path) -> str | None:
+def data_url(path: Path, *, side: int = SIDE) -> str | None:
     """A picture as a base64 data URL, or None, with a warning, where it cannot be read.
 
-    It is made anew as a JPEG of at most :data:`SIDE` pixels a side, so that its size is bounded and nothing but the
+    It is made anew as a JPEG of at most ``side`` pixels a side, so that its size is bounded and nothing but the
     picture leaves: no place, camera or author.
 
     Raises:
@@ -59,9 +59,9 @@ def data_url(path: Path) -> str | None:
         with Image.open(path, formats=("JPEG", "PNG", "WEBP")) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise ValueError(f"more than {MAX_PIXELS // 1_000_000} million pixels")
-            picture.draft("RGB", (SIDE, SIDE))
+            picture.draft("RGB", (side, side))
             small = picture.convert("RGBA")
-        small.thumbnail((SIDE, SIDE))
+        small.thumbnail((side, side))
         flat = Image.new("RGB", small.size, "white")
         flat.paste(small, mask=small.getchannel("A"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

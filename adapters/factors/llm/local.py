@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from recplug.adapters import imports
 from recplug.adapters.factors.llm.chat import Answer, Mode, Rejected, Request
 from recplug.plugins.errors import RecplugError, one_line
 
@@ -34,19 +35,15 @@ class LocalChat:
     """
 
     def __init__(self, folder: str, *, revision: str | None = None, device: str | None = None) -> None:
-        try:
-            from transformers import AutoModelForCausalLM, AutoTokenizer
-        except (ImportError, RuntimeError) as error:  # a broken torchvision beside torch ends in RuntimeError
-            raise RecplugError(
-                f'models on this machine need transformers; pip install "recplug[text]" ({one_line(error)[:200]})'
-            ) from None
+        transformers: Any = imports.library("transformers")
         self.name = f"{folder}@{revision}" if revision else folder
         self.place, self.sampling = "this machine", "greedy"
         self.mode: Mode = "prompt"
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, revision=revision)
-            model: Any = AutoModelForCausalLM.from_pretrained(folder, revision=revision)
+            given = {"revision": revision, "trust_remote_code": False}
+            self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder, **given)
+            model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, **given)
             self._model = model.to(self.device).eval()
         except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
             raise RecplugError(

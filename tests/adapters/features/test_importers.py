@@ -1,3 +1,5 @@
+import zipfile
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -215,3 +217,25 @@ def test_tables_do_not_share_memory_with_what_they_came_from(npy):
     table = from_npy(npy, TOKENS, "image")
     assert torch.equal(table.features, from_npy(npy, TOKENS, "image").features)
     assert table.features.is_contiguous()
+
+
+HEADER = "{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000, 1000), }"
+
+
+@pytest.mark.parametrize("header", [HEADER, "(" * 80, "{'descr': '<f4',  "], ids=["too large", "nested", "unfinished"])
+def test_a_header_that_lies_is_one_line(tmp_path, header):
+    text = header.encode().ljust(117) + b"\n"
+    (tmp_path / "x.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + b"1234")
+    told(lambda: from_npy(tmp_path / "x.npy", None, "image", positional=True), "cannot read")
+
+
+def test_an_archive_of_other_things(tmp_path):
+    path = tmp_path / "x.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("features.npy", b"xx")
+    told(lambda: from_npz(path, "text", positional=True), "'features' is no array")
+    for tokens in (np.array("a"), np.array([["a", "b"]] * 4)):
+        np.savez(path, features=MATRIX, tokens=tokens)
+        told(lambda: from_npz(path, "text"), f"'tokens' has {tokens.ndim} dimensions")
+    np.savez(path, features=MATRIX, tokens=np.array([b"\xff"] * 4))
+    told(lambda: from_npz(path, "text"), "not UTF-8")

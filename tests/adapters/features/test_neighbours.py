@@ -211,10 +211,12 @@ def test_import_names_the_items(npz, tmp_path):
 
 
 def test_import_refuses_in_one_line(npz, tmp_path):
-    told(lambda: from_knn(npz(cos=None), "text", positional=True), "no array 'cos'", "row, col")
+    told(lambda: from_knn(npz(cos=None), "text", positional=True), "no array 'cos'")
     told(lambda: from_knn(npz(col=np.ones(4)), "text", positional=True), "whole numbers")
     told(lambda: from_knn(npz(cos=np.ones(3)), "text", positional=True), "one length")
-    told(lambda: from_knn(npz(cos=np.array([None] * 4)), "text", positional=True), "cannot read")
+    told(lambda: from_knn(npz(cos=np.array([None] * 4)), "text", positional=True), "broken arrays")
+    far = np.array([0, 1, 2, 2**40])
+    told(lambda: from_knn(npz(col=far), "text", positional=True), "4 edges join items up to 1,099,511,627,776")
     told(lambda: from_knn(npz(), "text"), "either the item tokens or positional")
     told(lambda: from_knn(npz(), "text", tokens=["a"], positional=True), "either the item tokens or positional")
     told(lambda: from_knn(npz(), "text", tokens=["a", "b"]), "0 to 2", "2 item tokens", "knn.npz")

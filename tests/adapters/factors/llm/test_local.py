@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from recplug.adapters import imports
 from recplug.adapters.factors.llm import local
 from recplug.adapters.factors.llm.assign import assign
 from recplug.adapters.factors.llm.chat import Rejected, Request, open_chat
@@ -18,6 +18,8 @@ from recplug.adapters.factors.llm.log import AnswerLog
 from recplug.adapters.factors.llm.prompts import scoring_prompt
 from recplug.adapters.factors.llm.sending import Sender
 from recplug.plugins.errors import RecplugError
+
+transformers = imports.library("transformers")
 
 TEMPLATE = (
     "{% for m in messages %}<user>{{ m['content'] }}<end>{% endfor %}{% if add_generation_prompt %}<bot>{% endif %}"
@@ -35,14 +37,16 @@ def folder(request, tmp_path_factory):
     special = ["<end>", "<user>", "<bot>"]
     trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=special, initial_alphabet=bytes_.alphabet())
     tokenizer.train_from_iterator(["a red wooden chair, a blue bed; unknown"] * 3, trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", additional_special_tokens=special[1:])
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<end>", additional_special_tokens=special[1:]
+    )
     if request.param == "chat":
         fast.chat_template = TEMPLATE
     fast.save_pretrained(place)
     torch.manual_seed(0)
     sizes = {"n_positions": 1024, "n_embd": 16, "n_layer": 2, "n_head": 2, "initializer_range": 0.3}
-    config = GPT2Config(vocab_size=len(fast), bos_token_id=0, eos_token_id=0, **sizes)
-    GPT2LMHeadModel(config).save_pretrained(place)
+    config = transformers.GPT2Config(vocab_size=len(fast), bos_token_id=0, eos_token_id=0, **sizes)
+    transformers.GPT2LMHeadModel(config).save_pretrained(place)
     return place
 
 
@@ -53,8 +57,8 @@ def chat(folder):
 
 def slow(folder, prompt, option):
     """The same in one forward pass a token, without batch, padding or cache."""
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     templated = bool(tokenizer.chat_template)
     said = f"<user>{prompt}<end><bot>" if templated else f"{prompt}\n"
     ids = tokenizer(said, add_special_tokens=False)["input_ids"]
@@ -110,7 +114,10 @@ def test_writing_is_greedy_and_ends_at_its_limit(chat, folder):
     assert asyncio.run(chat.ask(request)) == answer
     assert answer.output_tokens <= 7
     assert answer.finish == ("length" if answer.output_tokens == 7 else "stop")
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
+    tokenizer, model = (
+        transformers.AutoTokenizer.from_pretrained(folder),
+        transformers.AutoModelForCausalLM.from_pretrained(folder).eval(),
+    )
     said = "You write.\n\na chair"
     said = f"<user>{said}<end><bot>" if tokenizer.chat_template else f"{said}\n"
     ids = tokenizer(said, add_special_tokens=False)["input_ids"]
