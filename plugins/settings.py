@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic.fields import FieldInfo
 
 from recplug.plugins.errors import RecplugError, did_you_mean
+from recplug.plugins.search import Search, check_searches
 
 S = TypeVar("S", bound="PluginSettings")
 
@@ -18,6 +19,12 @@ class PluginSettings(BaseModel):
     """Base of every plugin's settings. Declare each field with :func:`setting`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse, when the class is made, a ``search`` that the setting would refuse later."""
+        super().__pydantic_init_subclass__(**kwargs)
+        check_searches(cls)
 
     @model_validator(mode="before")
     @classmethod
@@ -48,17 +55,33 @@ def _several(annotation: Any, value: Any) -> Any:
     return tuple(filter(None, (part.strip(" '\"") for part in value.strip("()[] ").split(","))))
 
 
-def setting(default: Any, description: str, *, paper: str = "ours", search: Any = None, **limits: Any) -> Any:
+def setting(
+    default: Any,
+    description: str,
+    *,
+    paper: str = "ours",
+    search: Search | None = None,
+    loss_weight: bool = False,
+    **limits: Any,
+) -> Any:
     """One documented setting.
 
     Args:
         default: its default value.
         description: one sentence, with units and choices.
         paper: the paper's symbol and equation, or ``"ours"``.
-        search: the values worth trying in a hyper-parameter search: a list of choices or a ``(low, high)`` range.
+        search: what ``recplug tune`` tries: a list of choices, or a :class:`~recplug.plugins.search.Range`.
+        loss_weight: whether this multiplies a loss of the plugin's own, which 0 switches off: the control "no losses".
         **limits: pydantic's constraints, such as ``ge=0``; pydantic refuses an unknown one with a warning.
     """
-    return Field(default, description=description, json_schema_extra={"paper": paper, "search": search}, **limits)
+    extra: dict[str, Any] = {"paper": paper, "search": search, "loss_weight": loss_weight}
+    return Field(default, description=description, json_schema_extra=extra, **limits)
+
+
+def loss_weights(model: type[PluginSettings]) -> list[str]:
+    """The settings that are weights of the plugin's own losses; all of them at 0 leave the host's loss alone."""
+    extras = {name: field.json_schema_extra for name, field in model.model_fields.items()}
+    return [name for name, extra in extras.items() if isinstance(extra, Mapping) and extra.get("loss_weight")]
 
 
 def parse_settings(plugin: str, model: type[S], values: Mapping[str, Any]) -> S:

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
 import typer
 
-from recplug.adapters.cli import data, doctor, evaluate, factors, features, plugins, recommend
+from recplug.adapters.cli import (
+    compare,
+    data,
+    doctor,
+    evaluate,
+    export,
+    factors,
+    features,
+    plugins,
+    recommend,
+    report,
+    tune,
+)
 from recplug.adapters.cli.common import UsageError, command
 
 app = typer.Typer(
     help=(
-        "Plugins, data, features and factors for run_recbole, and what its runs recommend. Every command takes "
-        "--debug: errors with traceback."
+        "Plugins, data, features and factors for run_recbole; what its runs recommend, give away and show; and "
+        "comparisons of several. Every command takes --debug: errors with traceback."
     ),
     add_completion=False,
     rich_markup_mode=None,
@@ -24,21 +37,31 @@ app.add_typer(data.app, name="data")
 app.add_typer(features.app, name="features")
 app.add_typer(factors.app, name="factors")
 app.command("recommend")(recommend.recommend)
+app.command("export")(export.export)
 app.command("evaluate")(evaluate.evaluate)
+app.command("report")(report.report)
+app.command("compare")(compare.compare)
+app.command("tune")(tune.tune)
 
 
 @command
 def main(arguments: Sequence[str]) -> None:
     """Run the command."""
     words = [word for word in arguments if word != "--debug"] or ["--help"]
+    group = typer.main.get_command(app)
     try:
-        code = typer.main.get_command(app).main(words, prog_name="recplug", standalone_mode=False)
+        # Not typer's own start: it takes an interruption for a silent end.
+        with group.make_context("recplug", words) as context:
+            group.invoke(context)
+    except typer.Exit as end:
+        sys.exit(end.exit_code)
+    except BrokenPipeError:  # whoever reads has had enough, as `| head`; Python would write what is left once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except Exception as error:
         # The parser's own errors; typer brings click's classes along under another name than click's.
         if not hasattr(error, "format_message"):
             raise
-        context = getattr(error, "ctx", None)
-        path = context.command_path if context is not None else "recplug"
+        where = getattr(error, "ctx", None)
+        path = where.command_path if where is not None else "recplug"
         raise UsageError(f"{error.format_message().rstrip('.')}; see: {path} --help") from error
-    if code:
-        sys.exit(code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
@@ -124,7 +125,8 @@ def listed(words: str) -> list[str]:
     """
     from recplug.plugins.errors import RecplugError
 
-    found = lines(Path(words)) if Path(words).is_file() else [word.strip() for word in words.split(",") if word.strip()]
+    # A list of users can be longer than a file's name may be, and asking for such a file is an error.
+    found = lines(Path(words)) if os.path.isfile(words) else [word.strip() for word in words.split(",") if word.strip()]
     if not found:
         raise RecplugError("--users names nobody; write A,B,C or a file with one a line, or leave it out for everyone")
     return found
@@ -139,7 +141,7 @@ def lines(file: Path) -> list[str]:
     from recplug.plugins.errors import RecplugError
 
     try:
-        found = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        found = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise RecplugError(f"cannot read {file}: {error}; give a text file with one token a line") from None
     if not found:
@@ -203,7 +205,7 @@ def in_order(file: Path, time: str, rows: list[Row]) -> list[Row]:
 
 def has_field(file: Path, field: str) -> bool:
     """Whether the header of an atomic file names ``field``."""
-    with open(file, encoding="utf-8") as opened:
+    with open(file, encoding="utf-8-sig") as opened:
         return field in (cell.partition(":")[0] for cell in opened.readline().rstrip("\n").split("\t"))
 
 

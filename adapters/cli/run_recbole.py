@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recplug.adapters.cli.common import UsageError, command, say
+from recplug.adapters.cli.common import UsageError, command, say, show_log
+from recplug.adapters.cli.resuming import resume
 
 USAGE = """\
 run_recbole --model SASRec --plugin prism [options]
@@ -19,6 +20,10 @@ Train a RecBole model, with plugins grafted on, in RecBole's own trainer.
   --data_path DIR         folder that holds NAME/NAME.inter
   --config_files "A B"    YAML files; later ones win; the command line wins over all
   --output_dir DIR        a new folder; default runs/<model>-<plugins>-<dataset>-<time>
+  --resume DIR            go on with a run that was stopped; "last": the latest in runs/; --epochs N: train longer
+  --adapter RUN           begin from another run's adapter.safetensors
+  --warm_start FILE       begin from the backbone of a RecBole checkpoint; load only what you trust
+  --resumable false       do not write what --resume needs after every epoch
   --baseline true         train the bare model first, with the same budget and seed, and end with a table
   --PLUGIN.KEY VALUE      a plugin's setting; see: recplug plugins show NAME
   --micrec.source NAME    a second domain that trains beside the first, with common user tokens
@@ -29,6 +34,10 @@ Train a RecBole model, with plugins grafted on, in RecBole's own trainer.
   --trim_padding false    encode padding too (with a plugin it is left out where that is exact)
   --score_block N         users scored at once by a plugin that changes scores; less memory, the same ranking
   --mask_history true     rank without the items that a user has had
+  --cold_below N          in result.json, metrics of items with fewer training interactions, and of the others
+  --amp_dtype bf16|fp16   what --enable_amp true computes in
+  --nproc N               processes on this machine, one a GPU; --world_size W --ip I --port P --group_offset G for
+                          several machines, or torchrun
   --ANY_RECBOLE_KEY VALUE any key of RecBole's own, such as --epochs 20
   --debug                 show the traceback of an error
 
@@ -38,8 +47,9 @@ nested under its name.
 """
 # Keys that the command itself reads, from the command line or a configuration file.
 NAMES = ("model", "plugin", "dataset", "data_path", "output_dir")
-OWN = (*NAMES, "config_files", "baseline", "debug", "help")
-LATER = ("resume", "nproc", "ip", "port", "world_size", "group_offset")
+PROCESSES = ("nproc", "world_size", "ip", "port", "group_offset")
+OWN = (*NAMES, *PROCESSES, "config_files", "baseline", "resume", "debug", "help")
+PATHS = ("factors", "adapter", "warm_start")
 
 
 def parse(arguments: Sequence[str]) -> dict[str, str]:
@@ -77,7 +87,7 @@ def check_keys(keys: Iterable[str], model: str, names: Sequence[str]) -> None:
     from recplug.plugins.errors import RecplugError, did_you_mean
     from recplug.plugins.registry import get
 
-    known = {*known_keys(model), *OWN, *LATER}
+    known = {*known_keys(model), *OWN}
     for key in keys:
         plugin, dot, _ = key.partition(".")
         if dot and plugin != "features" and plugin not in names:
@@ -95,7 +105,7 @@ def note_keys(file: str, keys: Iterable[str], model: str) -> None:
     from recplug.plugins.errors import did_you_mean
     from recplug.plugins.registry import available
 
-    known = {*known_keys(model), *OWN, *LATER, *available()}
+    known = {*known_keys(model), *OWN, *available()}
     for key in keys:
         if key.partition(".")[0] not in known:
             hint = did_you_mean(key, known)
@@ -109,21 +119,24 @@ def main(arguments: Sequence[str]) -> None:
         say(USAGE)
         return
     values = parse(arguments)
-    for key in LATER:
-        if key in values and not (key in ("nproc", "world_size") and values[key] in ("1", "-1")):
-            raise UsageError(f"--{key} is not supported by this version; leave it out")
-
     from recplug.adapters.recbole.config import literal, model_class, read_yaml
-    from recplug.adapters.recbole.runner import DEFAULT_DATASET, run
-    from recplug.adapters.recbole.table import result_table
+    from recplug.adapters.recbole.launch import launch
+    from recplug.adapters.recbole.processes import is_first
+    from recplug.adapters.recbole.runner import DEFAULT_DATASET, RunResult, run
     from recplug.plugins.errors import RecplugError
     from recplug.plugins.registry import parse_names
 
-    config: dict[str, Any] = {key: literal(value) for key, value in values.items() if key not in (*OWN, *LATER)}
+    config = _settings(values)
     files = {file: read_yaml(file) for file in values.get("config_files", "").split()}
     own: dict[str, Any] = {"dataset": DEFAULT_DATASET}
     for source in (*files.values(), values):
         own |= {key: source[key] for key in (*NAMES, "baseline") if source.get(key) is not None}
+    if "resume" in values:
+        if several := sorted(set(PROCESSES) & set(values)):
+            raise UsageError(f"--resume goes on in one process; leave --{several[0]} out")
+        merged = {key: value for settings in files.values() for key, value in settings.items()}
+        _tell(resume(values, {**merged, **{key: values[key] for key in NAMES if key in values}, **config}))
+        return
     if "model" not in own:
         raise RecplugError("no model is named; add --model SASRec")
     baseline = literal(str(own.get("baseline", "false")))
@@ -134,21 +147,46 @@ def main(arguments: Sequence[str]) -> None:
     check_keys(config, model, names)
     for file, settings in files.items():
         note_keys(file, settings, model)
+    asked_for: dict[str, Any] = {
+        "model": model,
+        "dataset": str(own["dataset"]),
+        "plugins": names,
+        "config_dict": config,
+        "config_files": list(files),
+        "data_path": own.get("data_path"),
+        "output_dir": own.get("output_dir"),
+        "baseline": baseline,
+    }
+    asked: dict[str, Any] = {key: literal(values[key]) for key in PROCESSES if key in values}
+    if asked.get("nproc", 1) == 1 and asked.get("world_size", -1) in (-1, 1):
+        result: RunResult | None = run(**asked_for)
+    else:
+        result = launch(asked_for, **asked, first=show_log)
+    if is_first():
+        _tell(result)
+
+
+def _settings(values: Mapping[str, str]) -> dict[str, Any]:
+    """What the command line says beside the command's own keys, as values; files by their whole paths."""
+    from recplug.adapters.recbole.config import literal
+
+    config: dict[str, Any] = {key: literal(value) for key, value in values.items() if key not in OWN}
     paths = {key.partition(".")[2]: config.pop(key) for key in list(config) if key.startswith("features.")}
     if paths:
-        config["features"] = {name: str(Path(str(path)).expanduser().absolute()) for name, path in paths.items()}
-    if config.get("factors") is not None:
-        config["factors"] = str(Path(str(config["factors"])).expanduser().absolute())
-    result = run(
-        model,
-        str(own["dataset"]),
-        names,
-        config,
-        config_files=list(files),
-        data_path=own.get("data_path"),
-        output_dir=own.get("output_dir"),
-        baseline=baseline,
-    )
+        config["features"] = {name: _whole(path) for name, path in paths.items()}
+    return config | {key: _whole(config[key]) for key in PATHS if config.get(key) is not None}
+
+
+def _whole(path: Any) -> str:
+    return str(Path(str(path)).expanduser().absolute())
+
+
+def _tell(result: Any) -> None:
+    """The table, and where the run lies; nothing where there was nothing to do, or another process has done it."""
+    from recplug.adapters.recbole.table import result_table
+
+    if result is None:
+        return
     say(result_table(result))
     pictures = result.result.get("diagnostics") or []
     say(f"run directory: {result.directory}" + (f" (pictures in {result.directory}/diagnostics)" if pictures else ""))

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from recplug.adapters.files import replacing
 from recplug.adapters.recbole import gaps
@@ -123,8 +124,8 @@ def own_checkpoints() -> Iterator[None]:
         if not isinstance(f, (str, os.PathLike)):
             save(obj, f, *args, **kwargs)
             return
-        with replacing(f) as partial:
-            save(obj, partial, *args, **kwargs)
+        with replacing(f) as partial, partial.open("wb") as file:  # through a file, or a full disk is told as another
+            save(obj, file, *args, **kwargs)
         written.add(Path(f).resolve())
 
     save_and_note.keeps_note = True  # type: ignore[attr-defined]
@@ -147,7 +148,8 @@ def trusted_checkpoints(directory: str | os.PathLike[str]) -> Iterator[None]:
 def gloo_without_cuda() -> Iterator[None]:
     """Distributed runs without CUDA: RecBole asks for nccl and for a CUDA device by rank (no thread yet).
 
-    ``make_config`` sets the device of such a run to the CPU.
+    ``make_config`` sets the device of such a run to the CPU. Batch normalisation over all processes exists on
+    accelerators alone; on the CPU each process normalises its own batch.
     """
     import recbole.trainer.trainer as trainer
 
@@ -163,9 +165,42 @@ def gloo_without_cuda() -> Iterator[None]:
     with (
         replaced(torch.distributed, init_process_group=connect_by_gloo),
         replaced(torch.cuda, set_device=lambda device: None),
+        replaced(torch.nn.SyncBatchNorm, convert_sync_batchnorm=lambda module, process_group=None: module),
         replaced(trainer, DistributedDataParallel=parallel_on_cpu),
     ):
         yield
+
+
+@contextmanager
+def one_connection() -> Iterator[None]:
+    """A process joins the others once, though RecBole connects for each configuration it reads (no thread yet).
+
+    Buffers that no checkpoint holds, because they follow from the data, are the same in every process; RecBole's
+    trainer sends them all at every step.
+    """
+    import recbole.trainer.trainer as trainer
+
+    connect, parallel = torch.distributed.init_process_group, trainer.DistributedDataParallel
+
+    @functools.wraps(connect)
+    def connect_once(*args: Any, **kwargs: Any) -> None:
+        if not torch.distributed.is_initialized():
+            connect(*args, **kwargs)
+
+    def without_constants(module: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.nn.Module:
+        constants = sorted({name for name, _ in module.named_buffers()} - set(module.state_dict()))
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, constants)
+        return parallel(module, *args, **kwargs)
+
+    with (
+        replaced(torch.distributed, init_process_group=connect_once),
+        replaced(trainer, DistributedDataParallel=without_constants),
+    ):
+        yield
+
+
+def _is_distributed() -> bool:
+    return torch.distributed.is_available()
 
 
 @contextmanager
@@ -216,6 +251,7 @@ REMEDIES = (
     Remedy("agg(len)", "pandas 3 counts the column: no thread yet", gaps.needs_elementwise_len, gaps.elementwise_len),
     Remedy("rows without id", "RecBole drops the wrong row: no thread yet", lambda: True, gaps.dropped_rows),
     Remedy("gloo", "RecBole asks for nccl: no thread yet", lambda: not torch.cuda.is_available(), gloo_without_cuda),
+    Remedy("connection", "RecBole connects for each Config: no thread yet", _is_distributed, one_connection),
     Remedy("float32", "KSR mixes float64 with float32: no thread yet", lambda: True, float32_weights),
     Remedy("anomaly", "importing SINE slows every step: no thread yet", lambda: True, no_anomaly_detection),
     Remedy("quiet scaler", "GradScaler warns each epoch: no thread yet", lambda: True, quiet_scaler),

@@ -195,13 +195,22 @@ class _LiteralConfig(Config):
     def _init_device(self) -> None:
         final = self.final_config_dict
         if "local_rank" in final:
-            listed = final["gpu_id"]
-            entries = len(listed) if isinstance(listed, (tuple, list)) else len(str(listed).split(","))
-            if entries < final["nproc"]:
-                raise RecplugError(f"nproc {final['nproc']} needs as many entries in gpu_id, which has {entries}")
+            nproc = final["nproc"]
+            if "gpu_id" not in self.external_config_dict:  # RecBole's default is one GPU; a cluster names its own
+                visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+                final["gpu_id"] = ",".join(visible if len(visible) >= nproc else map(str, range(nproc)))
+            final["gpu_id"] = gpu_list(final["gpu_id"])
+            entries = len(final["gpu_id"].split(","))
+            if entries < nproc:
+                raise RecplugError(f"nproc {nproc} needs as many entries in gpu_id, which has {entries}")
         super()._init_device()
         if not torch.cuda.is_available():
             final["device"] = torch.device("cpu")
+
+
+def gpu_list(value: Any) -> str:
+    """RecBole's ``gpu_id``, a number, several, or a string, as CUDA reads it: ``"2,3"``."""
+    return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
 
 
 def known_keys(model: str) -> set[str]:

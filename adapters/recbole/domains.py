@@ -146,7 +146,9 @@ class Domain:
             use_fast_sampling(loaders[0])
         self._state = model.recplug_streams = state
         state.hold(loaders[0].generator)
-        self._batches: Iterator[Any] | None = None
+        self._batches: Iterator[Any] = iter(())
+        self._shuffles: Tensor | None = None  # before this pass over the data
+        self._drawn = 0  # batches of this pass
         self._latest: tuple[list[int], Step] | None = None
         self._trainer: Any = None
 
@@ -156,11 +158,28 @@ class Domain:
             return self._next_batch()
 
     def _next_batch(self) -> Any:
-        found = next(self._batches, None) if self._batches is not None else None
+        found = next(self._batches, None)
         if found is None:
+            self._shuffles, self._drawn = self.loaders["train"].generator.get_state(), 0
             self._batches = iter(self.loaders["train"])
             found = next(self._batches)
+        self._drawn += 1
         return found.to(self.model.recplug.table("items").raw.device)
+
+    def state(self) -> dict[str, Any]:
+        """Where its random draws and the pass over its data are; its model's state is the model's."""
+        return {"streams": self._state.state(), "shuffles": self._shuffles, "drawn": self._drawn}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on where :meth:`state` was asked: the pass begins as it did, and leaves out the batches that it gave."""
+        self._batches, self._shuffles, self._drawn = iter(()), state["shuffles"], state["drawn"]
+        if self._shuffles is not None:
+            with self._state.used():
+                self.loaders["train"].generator.set_state(self._shuffles)
+                self._batches = iter(self.loaders["train"])
+                for _ in range(self._drawn):
+                    next(self._batches)
+        self._state.set_state(state["streams"])
 
     def loss(self) -> Tensor:
         """``[]``: the source's whole training loss, its plugins' too, on its next batch."""
@@ -220,7 +239,8 @@ class Domain:
         return self._trainer
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_batches": None, "_latest": None, "_trainer": None}
+        fresh = {"_batches": iter(()), "_shuffles": None, "_drawn": 0, "_latest": None, "_trainer": None}
+        return {**self.__dict__, **fresh}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Domain:
         other = object.__new__(Domain)

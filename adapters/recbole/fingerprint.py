@@ -21,3 +21,14 @@ def fingerprint(*loaders: Any) -> str:
             digest.update(hashlib.sha256(tokens.encode()).digest())
             digest.update(hashlib.sha256(ids.astype("<i8").tobytes()).digest())
     return digest.hexdigest()
+
+
+def ids_of(dataset: Any) -> dict[str, Any]:
+    """Which users and items a data set numbers, and in which order: count and SHA-256 of their tokens."""
+    fields = {"users": dataset.uid_field, "items": dataset.iid_field}
+    found = {}
+    for side, field in fields.items():
+        tokens = dataset.field2id_token[field]
+        digest = hashlib.sha256("\n".join(map(str, tokens)).encode()).hexdigest()
+        found[side] = {"count": len(tokens) - 1, "sha256": digest}
+    return found

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from recplug.adapters.build import build_chain, resolve
 from recplug.adapters.factors import FACTOR_CONTROLS, load_factors
-from recplug.adapters.features import load_modalities, load_neighbours, shuffled
+from recplug.adapters.features import dropped, load_modalities, load_neighbours, shuffled
 from recplug.adapters.files import cache_folder
 from recplug.adapters.recbole.fast import fast_adjacency_building, use_fast_products
+from recplug.adapters.recbole.fingerprint import ids_of
 from recplug.adapters.recbole.hosts import Host
 from recplug.plugins.chain import Chain
 from recplug.plugins.contract import Context, Modality, Seam
@@ -38,11 +39,19 @@ log = logging.getLogger("recplug")
 KEYS: dict[str, Any] = {
     "features": None,  # {modality: path}; default: every DATASET.MODALITY.safetensors beside the .inter file
     "shuffle_features": False,  # the control: content vectors dealt out to other items
+    "drop_features": 0.0,  # a study: this share of the items that have a content vector loses it
+    "drop_features_together": False,  # an item loses its vectors of all modalities, not of each on its own
+    "drop_seed": 0,  # which items
     "factors": None,  # path of a factor schema; default: DATASET.factors.json beside the .inter file
     "factor_control": None,  # a control: "shuffled" profiles (of other items), or "random" groups of equal sizes
     "trim_padding": None,  # default: on with a plugin, where it is exact
-    "fast_propagation": None,  # default: on with a plugin
+    "fast_propagation": None,  # default: on with a plugin, and with enable_amp
     "mask_history": False,  # rank without the items that a user has had
+    "resumable": True,  # write the state after every epoch, for --resume
+    "adapter": None,  # an adapter.safetensors, or a run that has one, to begin from
+    "warm_start": None,  # a RecBole checkpoint, or a run that has one: the backbone's parameters to begin from
+    "cold_below": None,  # report the test apart for items with fewer training interactions than this
+    "amp_dtype": None,  # what enable_amp computes in: "bf16" or "fp16"; default: torch's choice for the device
     "score_block": None,  # users that a plugin's own scores are made for at once; default: a whole evaluation batch
 }
 
@@ -95,6 +104,7 @@ class Grafted(metaclass=GraftedClass):
     recplug_whole_table = False
     recplug_source: Domain | None = None
     recplug_streams: RandomState | None = None  # what a second domain's model draws from
+    recplug_ids: dict[str, Any]  # which users and items its rows are; empty without a plugin
     _recplug_adds = False  # whether a plugin has had a loss of its own
 
     def __init__(self, config: Any, dataset: Any) -> None:
@@ -102,11 +112,13 @@ class Grafted(metaclass=GraftedClass):
         # Before the host's constructor, which ends the whole process where a CPR model is given BPR.
         check_config(host, config)
         wanted = config["fast_propagation"]
-        fast = bool(names) if wanted is None else bool(wanted)
+        # Under autocast RecBole's sparse products fail; the fast ones stay in single precision.
+        fast = bool(names or config["enable_amp"]) if wanted is None else bool(wanted)
         with fast_adjacency_building() if fast else nullcontext():
             super().__init__(config, dataset)  # type: ignore[call-arg]
         self.recplug_fast: list[str] = use_fast_products(self) if fast else []  # type: ignore[arg-type]
         given = {name: {**(config[name] or {}), **self.recplug_settings.get(name, {})} for name in names}
+        self.recplug_ids = ids_of(dataset) if names else {}
         self.recplug_resolved: dict[str, PluginSettings] = resolve(names, given)
         items, users = self._recplug_embeddings()
         context = self._recplug_context(config, dataset, items, users)
@@ -155,9 +167,20 @@ class Grafted(metaclass=GraftedClass):
                 modalities = {name: shuffled(m, seed=config["seed"]) for name, m in modalities.items()}
                 report += ["control: content vectors are dealt out to other items (shuffle_features)"]
             else:
-                found, lines = load_neighbours(folder, name, tokens)
-                neighbours = {modality: each.to(config["device"]) for modality, each in found.items()}
+                neighbours, lines = load_neighbours(folder, name, tokens)
                 report += lines
+            if config["drop_features"]:
+                modalities, neighbours = dropped(
+                    modalities,
+                    neighbours,
+                    tokens,
+                    config["drop_features"],
+                    seed=config["drop_seed"] or 0,
+                    together=bool(config["drop_features_together"]),
+                )
+                left = ", ".join(f"{name} of {int(m.present.sum()):,}" for name, m in modalities.items())
+                report += [f"study: content vectors are taken from items (drop_features); left: {left} items"]
+            neighbours = {modality: graph.to(config["device"]) for modality, graph in neighbours.items()}
             factors, lines = load_factors(folder, name, config["factors"], tokens)
             report += lines
             if factors is not None:
@@ -262,8 +285,10 @@ def _steps_per_epoch(config: Any, samples: int) -> int:
     times = 1 if times == "none" else times
     if times and config["MODEL_INPUT_TYPE"] == InputType.POINTWISE and negatives.get("distribution") != "none":
         times += 1
-    batch = max(config["train_batch_size"] // max(times, 1), 1)
-    return -(-samples // batch)
+    processes = 1 if config["single_spec"] else config["world_size"]
+    batch = max(config["train_batch_size"] // max(times, 1) // processes, 1)
+    share = -(-samples // processes)
+    return -(-share // batch)
 
 
 def interactions(dataset: Any) -> tuple[Tensor, Tensor]:

@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import pickle
-import random
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from recbole.data import data_preparation
 from recbole.utils import init_seed
@@ -26,12 +23,24 @@ from recplug.adapters.recbole.fingerprint import fingerprint
 from recplug.adapters.recbole.grafted import KEYS
 from recplug.adapters.recbole.loaded import LoadedRun
 from recplug.adapters.recbole.past import Past
-from recplug.adapters.recbole.scoped import replaced
+from recplug.adapters.recbole.record import chosen, content_of
+from recplug.adapters.recbole.scoped import replaced, states_kept
 from recplug.adapters.recbole.splits import read_dataset
 from recplug.plugins.errors import RecplugError
-from recplug.plugins.registry import available, get
+from recplug.plugins.registry import available
 
 log = logging.getLogger("recplug")
+# What reading a checkpoint that is damaged, or something else, ends with.
+UNREADABLE = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    AttributeError,
+    ImportError,
+    KeyError,
+    TypeError,
+    pickle.UnpicklingError,
+)
 
 
 def load(
@@ -40,6 +49,7 @@ def load(
     model: type | None = None,
     data_path: str | Path | None = None,
     use_gpu: bool | None = None,
+    features: Mapping[str, str | Path] | None = None,
     table: str | None = None,
     users: str | None = None,
 ) -> LoadedRun:
@@ -52,7 +62,8 @@ def load(
         run_dir: what ``run_recbole`` or ``run()`` left.
         model: the class, for a model of your own.
         data_path: folder that holds ``DATASET/DATASET.inter``, where it is not at the run's place any more.
-        use_gpu: whether to use one; None: as the run did.
+        use_gpu: whether to use one; None: as the run did, where there is one.
+        features: feature tables that are not at the run's place any more, by modality.
         table, users: as they were given to ``run()``, for a model of your own.
 
     Raises:
@@ -65,7 +76,7 @@ def load(
     overrides |= {} if use_gpu is None else {"use_gpu": use_gpu}
     folder = _folder(values, data_path)
     names = list(result["plugins"])
-    with recbole_compat(), _states_kept(), replaced(log, disabled=True):
+    with recbole_compat(), states_kept(), replaced(log, disabled=True):
         if folder is not None:
             overrides["data_path"] = str(folder.parent)
         config = make_config(host, result["dataset"], [directory / "config.yaml"], overrides)
@@ -74,8 +85,10 @@ def load(
         for key, default in KEYS.items():
             if config[key] is None:
                 config[key] = default
+        moved = {name: str(Path(path).absolute()) for name, path in (features or {}).items()}
+        config["features"] = {**(config["features"] or {}), **moved}
         for name in names:
-            config[name] = _chosen(name, values.get(name) or {})
+            config[name] = chosen(name, values.get(name) or {})
         augmented: Any = augment(host, names, table=table, users=users)
         init_seed(config["seed"], config["reproducibility"])
         dataset = read_dataset(config, augmented.recplug_host.family)
@@ -88,10 +101,13 @@ def load(
             )
         parts = [loader._dataset for loader in loaders]
         changed = _changed_content(config, result)
+        init_seed(config["seed"], config["reproducibility"])  # SimpleX draws the histories it reads
         built = augmented(config, parts[0]).to(config["device"])
         source, before = built.recplug_source, result.get("source")  # which only a run that went to its end has noted
         if source is not None and before and fingerprint(*source.loaders.values()) != before["data_fingerprint"]:
             raise RecplugError(f"the data of the second domain, {source.name}, are not those of the run; put them back")
+        if source is not None and before and before.get("features", {}) != content_of(source)["features"]:
+            changed.append(f"a feature table of {source.name}")
         _restore(built, directory)
     for name in changed:
         log.warning("%s has changed since the run: if it says other things of the run's items, scores differ", name)
@@ -131,25 +147,22 @@ def _host(result: Mapping[str, Any], model: type | None) -> type:
     return model_class(name)
 
 
-def _chosen(plugin: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that are not the default: a default can be of a form that is not taken as a value."""
-    fields = get(plugin).settings.model_fields
-    return {key: value for key, value in settings.items() if key not in fields or value != fields[key].default}
-
-
 def _folder(values: Mapping[str, Any], data_path: str | Path | None) -> Path | None:
     """Where the data lie: where they are said to, where they were, or where they would be found today."""
-    before = Path(str(values.get("data_path", "")))
+    name, before = str(values["dataset"]), Path(str(values.get("data_path", "")))
     if data_path is None and before.is_dir():
         return before
-    return locate(str(values["dataset"]), data_path)
+    folder = locate(name, data_path)
+    if data_path is not None and folder not in (Path(data_path) / name, Path(data_path), None):
+        raise RecplugError(f"no {name} in {data_path}; name the folder that holds {name}/{name}.inter")
+    return folder
 
 
 def _changed_content(config: Any, result: Mapping[str, Any]) -> list[str]:
     """Feature tables and factors that are not those of the run; new items may have been added to them.
 
     Raises:
-        RecplugError: for a feature table that is gone: some plugins would do without, and score otherwise.
+        RecplugError: for one that is gone: some plugins would do without, and score otherwise.
     """
     changed: list[str] = []
     if before := result.get("features"):
@@ -163,24 +176,13 @@ def _changed_content(config: Any, result: Mapping[str, Any]) -> list[str]:
         changed += [f"the feature table {name}" for name in now if before.get(name, {}).get("sha256") != now[name]]
     if before := result.get("factors"):
         path = find_factors(config["data_path"], result["dataset"], config["factors"])
-        if path is not None and FactorTable.load(path).sha256 != before["sha256"]:
+        if path is None:
+            raise RecplugError(
+                f"the factors that the run was trained with are not in {config['data_path']} any more; put them back"
+            )
+        if FactorTable.load(path).sha256 != before["sha256"]:
             changed.append(f"the factor table {path.name}")
     return changed
-
-
-@contextmanager
-def _states_kept() -> Iterator[None]:
-    """Random states, and what RecBole's seeding sets beside them, are as before when the block ends."""
-    python, numpy = random.getstate(), np.random.get_state()
-    cudnn = torch.backends.cudnn
-    flags = cudnn.benchmark, cudnn.deterministic
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        cudnn.benchmark, cudnn.deterministic = flags
 
 
 def _restore(model: Any, directory: Path) -> None:
@@ -188,16 +190,17 @@ def _restore(model: Any, directory: Path) -> None:
     try:
         with trusted_checkpoints(directory):
             stored = torch.load(directory / "checkpoint.pth", map_location=model.device)
-    except (OSError, EOFError, RuntimeError, AttributeError, ImportError, pickle.UnpicklingError) as error:
+        parameters, beside = stored["state_dict"], stored.get("other_parameter")
+    except UNREADABLE as error:
         reason = " ".join(str(error).split())
         raise RecplugError(f"cannot read the checkpoint in {directory} ({reason}); copy the run again") from error
     try:
-        model.load_state_dict(stored["state_dict"])
+        model.load_state_dict(parameters)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise RecplugError(
             f"the checkpoint in {directory} does not fit this version of {model.recplug_host.name} or its plugins "
             f"({reason}); install the versions in result.json"
         ) from error
-    model.load_other_parameter(stored.get("other_parameter"))
+    model.load_other_parameter(beside)
     model.eval()

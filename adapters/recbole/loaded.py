@@ -1,93 +1,33 @@
-"""A finished run that can be asked: recommendations, new users and items, explanations."""
+"""A finished run that can be asked: recommendations, new users and items, explanations, and files to take away."""
 
 from __future__ import annotations
 
 import functools
-from collections import ChainMap, Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
-from recplug.adapters.recbole.extend import MODES, Mode, Newcomers, Scorer, Told, content_of
-from recplug.adapters.recbole.grafted import interactions
-from recplug.adapters.recbole.past import Askers, Past, Ragged
+from recplug.adapters.recbole.export import ExportedRun
+from recplug.adapters.recbole.extend import MODES, Mode, Scorer, Told, content_of
+from recplug.adapters.recbole.known import Histories
+from recplug.adapters.recbole.past import Askers
 from recplug.adapters.recbole.ranking import Recommendations
 from recplug.adapters.recbole.recommend import as_batch, at_work, best, default_batch, host_scores
 from recplug.adapters.recbole.trained import micrec_of
 from recplug.plugins.contract import Side
-from recplug.plugins.errors import RecplugError, did_you_mean
-
-Histories = Mapping[str, Sequence[str]] | Sequence[Sequence[str]]
+from recplug.plugins.errors import RecplugError
 
 
-@dataclass
-class LoadedRun:
+class LoadedRun(ExportedRun):
     """A finished run, ready to be asked; raw tokens in and out. Made by :func:`load`.
 
-    Attributes:
-        directory: the run directory.
-        result: what ``result.json`` holds.
-        config: RecBole's configuration.
-        model: the augmented model with its best parameters, in evaluation mode.
-        loaders: RecBole's loaders of train, valid and test.
-        past: what the users have had.
+    Its attributes are those of :class:`~recplug.adapters.recbole.known.KnownRun`; what it exports is said in
+    :class:`~recplug.adapters.recbole.export.ExportedRun`.
     """
-
-    directory: Path
-    result: dict[str, Any]
-    config: Any = field(repr=False)
-    model: Any = field(repr=False)
-    loaders: tuple[Any, Any, Any] = field(repr=False)
-    past: Past = field(repr=False)
-
-    @property
-    def dataset(self) -> Any:
-        """RecBole's data set of the training part; its ids are those of all parts."""
-        return self.loaders[0]._dataset
-
-    @cached_property
-    def item_tokens(self) -> np.ndarray[Any, Any]:
-        """``[n_items]``: the items' tokens by id; the first is the padding's."""
-        return np.asarray(self.dataset.field2id_token[self.dataset.iid_field]).astype(object)
-
-    @cached_property
-    def user_tokens(self) -> np.ndarray[Any, Any]:
-        """``[n_users]``: the users' tokens by id; the first is the padding's."""
-        return np.asarray(self.dataset.field2id_token[self.dataset.uid_field]).astype(object)
-
-    @cached_property
-    def _known_ids(self) -> dict[Side, dict[str, int]]:
-        tokens: dict[Side, np.ndarray[Any, Any]] = {"users": self.user_tokens, "items": self.item_tokens}
-        return {side: {token: row for row, token in enumerate(each.tolist()) if row} for side, each in tokens.items()}
-
-    def known(self, side: Side) -> Mapping[str, int]:
-        """Numbers by token: of a user the row, of an item the column of scores; of those who were added too."""
-        known = self._known_ids[side]
-        return ChainMap(self._new.ids[side], known) if "_new" in self.__dict__ else known
-
-    @cached_property
-    def _new(self) -> Newcomers:
-        return Newcomers(self.model, self.user_tokens.tolist(), self.item_tokens.tolist())
-
-    def is_trained(self, user: str) -> bool:
-        """Whether a user is one of the run's own."""
-        return user in self._known_ids["users"]
-
-    def known_elsewhere(self) -> Collection[str]:
-        """Whom the run's second domain knows, by this domain's names; nobody without a second domain."""
-        micrec = micrec_of(self.model)
-        return self._new.elsewhere if micrec is not None and micrec.source is not None else ()
-
-    def degrees(self) -> Tensor:
-        """``[columns]``: training interactions of every item, none of new ones."""
-        return torch.bincount(interactions(self.dataset)[1], minlength=len(self._columns()))
 
     # -- recommendations
 
@@ -108,7 +48,7 @@ class LoadedRun:
 
         Args:
             users: tokens of users of the run, or of :meth:`extend_users`; None: all of the run's, unless ``histories``
-                are given.
+                are given; where the backbone reads histories, all who have one.
             histories: items of anyone, oldest first, by name or in a list (then their names are "0", "1", ..., and
                 nobody is taken for a user of the run). Needs a backbone that reads histories, or a plugin that makes
                 users from their items (``micrec``). A user of the run, on a backbone with a row for each, keeps that
@@ -118,7 +58,8 @@ class LoadedRun:
             mask_history: leave out what someone has had.
             until: which of the run's interactions count as past: all (``"now"``), or, as in the test evaluation, those
                 before the test part (``"test"``; then ``users=None`` means those with a test interaction).
-            unknown_items: whether an item of ``histories`` that the run does not know is an error or left out.
+            unknown_items: whether an item of ``histories`` that the run does not know is an error or left out; whoever
+                has nothing else is left out, too, where the backbone reads histories.
             mode: how new users and items, if there are any, come by vectors: beside known ones that stay as they are
                 (``"fold_in"``), or with everything computed anew (``"exact"``); no gradient step in either.
             batch: users scored at once; None: as many as 128 MiB of scores allow, at most 256.
@@ -133,10 +74,14 @@ class LoadedRun:
         for name, number in (("k", k), ("batch", batch)):
             if number is not None and number < 1:
                 raise RecplugError(f"{name}={number} must be 1 or more")
-        if until not in ("now", "test"):
-            raise RecplugError(f"until={until!r} is not 'now' or 'test'")
-        if mode not in MODES:
-            raise RecplugError(f"mode={mode!r} is not {' or '.join(map(repr, MODES))}")
+        words: Sequence[tuple[str, str, Sequence[str]]] = (
+            ("until", until, ("now", "test")),
+            ("unknown_items", unknown_items, ("error", "skip")),
+            ("mode", mode, MODES),
+        )
+        for name, word, choices in words:
+            if word not in choices:
+                raise RecplugError(f"{name}={word!r} is not {' or '.join(map(repr, choices))}")
         parts, scorers = [], []
         if users is not None or histories is None:
             parts.append(self._known(users, until))
@@ -150,6 +95,8 @@ class LoadedRun:
 
         def make() -> Iterator[pa.RecordBatch]:
             for askers, score in zip(parts, scorers, strict=True):
+                if not len(askers):
+                    continue
                 for rows in torch.arange(len(askers)).split(size):
                     block = askers.take(rows)
                     scores = score(rows).clone()
@@ -165,11 +112,6 @@ class LoadedRun:
         """Every item's score, ``[n, columns]``: the model's own, the padding column included, then new items'."""
         askers = self._known(users, until)
         return self.scorer(askers, mode)(torch.arange(len(askers)))
-
-    def history(self, user: str) -> list[str]:
-        """What a user has had, oldest first; nothing for someone whom the run does not know."""
-        row = self.known("users").get(user)
-        return [] if row is None else self._columns()[self._past(torch.tensor([row]), "now").items.numpy()].tolist()
 
     def scorer(self, askers: Askers, mode: Mode, *, since: bool = False) -> Scorer:
         """What gives ``askers`` at rows ``[b]`` their scores ``[b, columns]``, the padding column included.
@@ -208,10 +150,6 @@ class LoadedRun:
 
     def _host_scores(self, askers: Askers, rows: Tensor) -> Tensor:
         return host_scores(self.model, askers.take(rows), len(self.item_tokens))
-
-    def _columns(self) -> np.ndarray[Any, Any]:
-        """``[columns]``: the tokens of items, new ones too."""
-        return np.asarray(self._new.tokens["items"], dtype=object) if "_new" in self.__dict__ else self.item_tokens
 
     # -- new users and items
 
@@ -300,69 +238,3 @@ class LoadedRun:
             if pair[place] not in new:
                 raise RecplugError(f"support names the {what} '{pair[place]}', which is not among the new ones")
             yield pair
-
-    # -- tokens
-
-    def _past(self, rows: Tensor, until: str) -> Ragged:
-        """What users of the run, and new ones, have had, by row ``[n]``."""
-        past = self.past.now if until == "now" else self.past.before_test
-        known = len(self.user_tokens)
-        if bool((rows < known).all()):
-            return past.take(rows)
-        return past.followed_by(Ragged.of(self._new.histories)).take(rows)
-
-    def _known(self, users: Iterable[str] | None, until: str) -> Askers:
-        if users is None:
-            ids = self.past.tested if until == "test" else torch.arange(1, len(self.user_tokens))
-            return Askers(self.user_tokens[ids.numpy()].tolist(), ids, self._past(ids, until))
-        names = list(users) if not isinstance(users, str) else users
-        ids = torch.tensor(self._look_up("users", names), dtype=torch.int64)
-        past = self._past(ids, until)
-        if self.model.recplug_host.family == "sequential":
-            ids = ids * (ids < len(self.user_tokens))  # a new user has no row
-        return Askers(list(names), ids, past)
-
-    def askers(
-        self, histories: Histories, *, unknown: Literal["error", "skip"] = "error", known: bool = True
-    ) -> Askers:
-        """People by what they have had.
-
-        Args:
-            histories: as in :meth:`recommend`.
-            unknown: as ``unknown_items`` there.
-            known: whether names that the run knows, or that were added, are these users; places in a list never are.
-        """
-        known = known and isinstance(histories, Mapping)
-        named = histories if isinstance(histories, Mapping) else {str(at): each for at, each in enumerate(histories)}
-        if unknown == "skip":
-            items = self.known("items")
-            named = {name: [item for item in had if item in items] for name, had in named.items()}
-        flat = self._look_up("items", (item for had in named.values() for item in had))
-        lengths = torch.tensor([len(had) for had in named.values()], dtype=torch.int64)
-        start = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-        users = self.known("users") if known else {}
-        ids = torch.tensor([users.get(name, 0) for name in named], dtype=torch.int64)
-        if self.model.recplug_host.family == "sequential":
-            ids = ids * (ids < len(self.user_tokens))  # a new user has no row
-        return Askers(list(named), ids, Ragged(start, torch.tensor(flat, dtype=torch.int64)))
-
-    def _candidates(self, tokens: Iterable[str]) -> Tensor:
-        ids = torch.tensor(sorted(set(self._look_up("items", tokens))), dtype=torch.int64)
-        if not len(ids):
-            raise RecplugError("candidates is empty; name items, or leave it out for all")
-        return ids.to(self.model.device)
-
-    def _look_up(self, side: Side, tokens: Iterable[str], among: Mapping[str, int] | None = None) -> list[int]:
-        known, what = self.known(side) if among is None else among, side[:-1]
-        if isinstance(tokens, str):
-            raise RecplugError(f"{side} are a list of tokens, not the text {tokens!r}")
-        listed = [str(token) for token in tokens]
-        missing = list(dict.fromkeys(token for token in listed if token not in known))
-        if missing:
-            hint = did_you_mean(missing[0], known) if len(known) < 100_000 else ""
-            more = f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""
-            raise RecplugError(
-                f"the run does not know the {what} '{missing[0]}'{more}"
-                f"{hint or '; tokens are those of the .inter file'}"
-            )
-        return [known[token] for token in listed]

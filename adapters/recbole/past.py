@@ -157,3 +157,7 @@ class Askers:
     def take(self, rows: Tensor) -> Askers:
         """Those at ``rows [r]``."""
         return Askers([self.names[row] for row in rows.tolist()], self.users[rows], self.past.take(rows))
+
+    def with_past(self) -> Askers:
+        """Those who have had something."""
+        return self.take((self.past.lengths() > 0).nonzero().squeeze(1))

@@ -51,6 +51,19 @@ def cannot_write(target: Path, error: OSError) -> RecplugError:
     return RecplugError(f"cannot write {target}: {reason}; choose another place")
 
 
+def put(target: Path, content: bytes | memoryview) -> None:
+    """Write a whole file or none.
+
+    Raises:
+        RecplugError: where it cannot be written.
+    """
+    try:
+        with replacing(target) as partial:
+            partial.write_bytes(content)
+    except OSError as error:
+        raise cannot_write(target, error) from error
+
+
 class Recommendations:
     """Who is recommended what: columns ``user``, ``item``, ``score``, ``rank`` (1 is best), best first.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import torch
 from recbole.model.abstract_recommender import AbstractRecommender
 
+from recplug.adapters.recbole.processes import gathered
 from recplug.adapters.recbole.rundir import write
 
 
@@ -40,7 +42,8 @@ def target_ranks(model: Any, data: Any) -> dict[str, list[Any]]:
         found["rank"] += ((scores[rows] > own).sum(dim=-1) + 1).tolist()
         found["user"] += [str(users[i]) for i in interaction[dataset.uid_field][rows].tolist()]
         found["item"] += [str(items[i]) for i in targets.tolist()]
-    return found
+    parts = gathered(found)  # a part of the users in each of several processes
+    return {name: [value for part in parts for value in part[name]] for name in found}
 
 
 def ranks_everything(model: Any) -> bool:
@@ -48,8 +51,8 @@ def ranks_everything(model: Any) -> bool:
     return model.recplug_base.full_sort_predict is not AbstractRecommender.full_sort_predict
 
 
-def write_ranks(model: Any, data: Any, path: Path) -> None:
-    """``ranks.parquet``: user, item, rank."""
+def write_ranks(ranks: Mapping[str, list[Any]], path: Path) -> None:
+    """``ranks.parquet``: user, item, rank, of :func:`target_ranks`."""
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(target_ranks(model, data)), sink)
+    pq.write_table(pa.table(dict(ranks)), sink)
     write(path, sink.getvalue().to_pybytes())

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import csv
+import errno
+import fcntl
 import io
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +26,19 @@ from recplug.adapters.recbole.domains import is_host_row, source_hosts
 from recplug.plugins.chain import Chain
 from recplug.plugins.contract import Panel
 from recplug.plugins.errors import RecplugError
+
+log = logging.getLogger("recplug")
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+def no_room(error: BaseException | None) -> str | None:
+    """Why nothing more can be written, if that is behind ``error``: torch tells it as an error of its own."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in FULL:
+            return error.strerror
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def write(path: Path, content: bytes | str) -> None:
@@ -65,8 +82,9 @@ class RunDirectory:
     """Files of one run.
 
     ``config.yaml`` (every value with its origin), ``run.log``, ``metrics.csv`` (a row an epoch), ``checkpoint.pth``
-    (RecBole's), ``adapter.safetensors`` and ``adapter.json`` (only what the plugins added), ``diagnostics/``,
-    ``ranks.parquet`` (each test user's rank), ``tensorboard/`` and ``result.json``.
+    (RecBole's), ``resume.pth`` (everything that the next epoch depends on), ``adapter.safetensors`` and
+    ``adapter.json`` (only what the plugins added), ``diagnostics/``, ``ranks.parquet`` (each test user's rank),
+    ``tensorboard/`` and ``result.json``.
     """
 
     path: Path
@@ -100,6 +118,61 @@ class RunDirectory:
         """RecBole's checkpoint of the best epoch."""
         return self.path / "checkpoint.pth"
 
+    @property
+    def state(self) -> Path:
+        """Everything that the next epoch depends on."""
+        return self.path / "resume.pth"
+
+    def waiting(self, epoch: int) -> Path:
+        """The checkpoint of an epoch whose state is not written yet."""
+        return self.path / f".checkpoint-{epoch}.pth"
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from working on this run meanwhile; a process that is killed lets go.
+
+        Raises:
+            RecplugError: if another process is at it, or nothing can be written.
+        """
+        try:
+            file = (self.path / "run.log").open("a")
+        except OSError as error:
+            raise RecplugError(f"cannot write to {self.path}: {error.strerror}; change that, or copy it") from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RecplugError(f"another process is at work on {self.path}; wait for it, or stop it") from None
+            except OSError as error:  # a file system without locks
+                log.debug("no lock on %s: %s", self.path, error)
+            yield
+
+    def go_on(self) -> str:
+        """The command that goes on with this run."""
+        return f"run_recbole --resume {self.path}"
+
+    @contextmanager
+    def room(self) -> Iterator[None]:
+        """A full disk is one line.
+
+        Raises:
+            RecplugError: for it; any other error stays what it is.
+        """
+        try:
+            yield
+        except Exception as error:
+            if (reason := no_room(error)) is None:
+                raise
+            raise RecplugError(
+                f"cannot write to {self.path} ({reason}); what is whole is kept: make room, then {self.go_on()}"
+            ) from error
+
+    def sweep(self) -> None:
+        """Remove what a killed process had not finished writing, and checkpoints that no state names."""
+        for pattern in (".*.part", "diagnostics/.*.part", ".checkpoint-*.pth"):  # not those of a baseline below it
+            for left in self.path.glob(pattern):
+                left.unlink()
+
     def write_config(self, values: Mapping[str, Any], origins: Mapping[str, str]) -> None:
         """``config.yaml``: one key a line, with the value's origin as a comment; ``--config_files`` reads it again.
 
@@ -120,7 +193,11 @@ class RunDirectory:
 
     def add_epoch(self, row: Mapping[str, Any]) -> None:
         """Append one epoch to ``metrics.csv``; columns appear as they first occur."""
-        self.rows.append(dict(plain(row)))
+        self.set_rows([*self.rows, dict(plain(row))])
+
+    def set_rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write ``metrics.csv`` anew, with these epochs."""
+        self.rows = [dict(row) for row in rows]
         columns = list(dict.fromkeys(key for r in self.rows for key in r))
         out = io.StringIO()
         table = csv.DictWriter(out, columns, restval="")

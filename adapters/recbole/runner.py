@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from recplug.adapters.data import locate
+from recplug.adapters.recbole import processes
 from recplug.adapters.recbole.augment import augment
 from recplug.adapters.recbole.config import model_class, read_yaml
 from recplug.adapters.recbole.job import Job
@@ -58,6 +59,7 @@ def run(
     data_path: str | Path | None = None,
     output_dir: str | Path | None = None,
     baseline: bool = False,
+    test: bool = True,
     table: str | None = None,
     users: str | None = None,
 ) -> RunResult:
@@ -68,13 +70,15 @@ def run(
         dataset: a bundled set, ``ml-100k``, or the name of files under ``data_path``.
         plugins: names, in the order in which they act; empty for the bare backbone.
         config_dict: RecBole's keys, the adapter's (``features``, ``shuffle_features``, ``factors``, ``factor_control``,
-            ``trim_padding``, ``fast_propagation``, ``score_block``, ``mask_history``), and plugin settings, nested
-            (``{"prism": {"scale": 0.5}}``) or dotted (``{"prism.scale": 0.5}``). They win over ``config_files``, which
-            win over the data set's own YAML.
+            ``trim_padding``, ``fast_propagation``, ``score_block``, ``mask_history``, ``cold_below``, ``amp_dtype``),
+            and plugin settings, nested (``{"prism": {"scale": 0.5}}``) or dotted (``{"prism.scale": 0.5}``). They win
+            over ``config_files``, which win over the data set's own YAML.
         config_files: YAML files.
         data_path: folder that holds ``DATASET/DATASET.inter``.
         output_dir: a new directory; default ``runs/<model>-<plugins>-<dataset>-<time>``.
         baseline: train the bare backbone first, with the same budget and seed, into ``<run directory>/baseline``.
+        test: whether to test at the end. A search chooses by validation alone and says False: then the directory has no
+            test result, ranks, adapter file or diagnostics, and the model has the parameters of the last epoch.
         table: the attribute that holds the item embedding, for models of your own (default ``item_embedding``).
         users: the attribute that holds the user embedding, for general models of your own (default
             ``user_embedding``).
@@ -94,28 +98,48 @@ def run(
             log.info("note: %s has settings for %s, which is not in use", file.name, plugin)
     if baseline and not names:
         raise RecplugError("--baseline compares plugins with the bare backbone; name a plugin with --plugin")
-    label = "+".join(names) or "bare"
-    started = datetime.now().strftime("%Y%m%d-%H%M%S")
-    path = Path(output_dir) if output_dir else Path("runs") / f"{host.__name__}-{label}-{dataset}-{started}"
-    directory = RunDirectory.create(path, beside=not output_dir)
-    job = Job(host, dataset, names, given, values, folder, files, directory, (table, users))
+    if processes.here() is not None:
+        processes.check(host, names, [given, *files.values()])
+    first = processes.is_first()
+    directory = new_directory(host, names, dataset, output_dir) if first else RunDirectory(processes.scratch())
+    job = Job(host, dataset, names, given, values, folder, files, directory, (table, users), test=test)
     bare: RunResult | None = None
     if baseline:
+        below = RunDirectory.create(directory.path / "baseline")  # by which a resumed run knows that it was asked for
         job.rehearse()
-        # Time is compared too: the bare backbone gets the adapter's speed, which changes no number beyond rounding.
-        fast = {"trim_padding": _trims(host), "fast_propagation": True}
-        for settings in (*files.values(), values):
-            fast |= {key: settings[key] for key in fast if settings.get(key) is not None}
-        bare_values = {**values, **fast}
+        bare_values = {**values, **bare_speed(host, [*files.values(), values])}
         log.info("first the bare backbone, with the same budget and seed")
-        below = RunDirectory.create(directory.path / "baseline")
-        bare = _finish(Job(host, dataset, [], {}, bare_values, folder, files, below, (table, users)))
+        bare = _finish(Job(host, dataset, [], {}, bare_values, folder, files, below, (table, users), test=test))
     return _finish(job, bare)
+
+
+def new_directory(host: type, names: Sequence[str], dataset: str, output_dir: str | Path | None = None) -> RunDirectory:
+    """A run's directory: ``output_dir``, or one named after what is run and when.
+
+    Raises:
+        RecplugError: for one that holds files, or cannot be written.
+    """
+    label, started = "+".join(names) or "bare", datetime.now().strftime("%Y%m%d-%H%M%S")
+    path = Path(output_dir) if output_dir else Path("runs") / f"{host.__name__}-{label}-{dataset}-{started}"
+    return RunDirectory.create(path, beside=not output_dir)
 
 
 def _finish(job: Job, bare: RunResult | None = None) -> RunResult:
     model = job.run()
     return RunResult(job.directory.path, job.result, model, bare)
+
+
+def bare_speed(host: type, settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Time is compared too: the bare backbone gets the adapter's speed, which changes no number beyond rounding.
+
+    Args:
+        host: the model's class.
+        settings: what was given; a switch that is among them counts.
+    """
+    fast: dict[str, Any] = {"trim_padding": _trims(host), "fast_propagation": True}
+    for given in settings:
+        fast |= {key: given[key] for key in fast if given.get(key) is not None}
+    return fast
 
 
 def _trims(host: type) -> bool:

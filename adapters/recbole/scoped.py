@@ -1,9 +1,13 @@
-"""Attributes changed for the time of a block."""
+"""What is changed for the time of a block: attributes, random states."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+import numpy as np
+import torch
 
 _ABSENT = object()
 
@@ -22,3 +26,18 @@ def replaced(owner: object, **attributes: object) -> Iterator[None]:
                 setattr(owner, name, value)
             elif name in vars(owner):
                 delattr(owner, name)
+
+
+@contextmanager
+def states_kept() -> Iterator[None]:
+    """Random states, and what RecBole's seeding sets beside them, are as before when the block ends."""
+    python, numpy = random.getstate(), np.random.get_state()
+    cudnn = torch.backends.cudnn
+    flags = cudnn.benchmark, cudnn.deterministic
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        cudnn.benchmark, cudnn.deterministic = flags

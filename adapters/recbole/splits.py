@@ -6,6 +6,7 @@ from typing import Any
 
 from recbole.data import create_dataset, data_preparation
 
+from recplug.adapters.recbole.processes import share_data
 from recplug.adapters.recbole.sampling import eval_batch_size
 from recplug.plugins.contract import Family
 from recplug.plugins.errors import RecplugError
@@ -48,7 +49,8 @@ def make_loaders(config: Any, host: type, family: Family, *, keep_batch: bool) -
         Loaders of the training, validation and test parts.
 
     Raises:
-        RecplugError: for a sequential host's data without time, and data that cannot be split and sampled.
+        RecplugError: for a sequential host's data without time, data that cannot be split and sampled, and fewer users
+            than processes.
     """
     name, dataset = config["dataset"], read_dataset(config, family)
     if family == "sequential" and dataset.time_field not in dataset.inter_feat and not config["benchmark_filename"]:
@@ -64,4 +66,5 @@ def make_loaders(config: Any, host: type, family: Family, *, keep_batch: bool) -
         train, valid, test = data_preparation(config, dataset)
     except ValueError as error:  # nothing is left to train on, or a user has every item
         raise RecplugError(f"{name} cannot be split and sampled: {' '.join(str(error).split())}") from error
+    share_data(config["seed"], train, valid, test)
     return train, valid, test

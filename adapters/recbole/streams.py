@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from numpy.random import mtrand
 from torch import Tensor
+
+from recplug.adapters.recbole.carried import packed, unpacked
 
 
 class RandomState:
@@ -37,6 +39,15 @@ class RandomState:
     def hold(self, shuffles: torch.Generator) -> None:
         """Count a loader's generator among the streams: copies of a domain share their loaders."""
         self._shuffles, self._order = shuffles, shuffles.get_state()
+
+    def state(self) -> dict[str, Any]:
+        """Where the streams are."""
+        return {"held": self._held, "numpy": packed(self._numpy.state), "order": self._order}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on where :meth:`state` was asked."""
+        self._held, self._order = state["held"], state["order"]
+        self._numpy.state = unpacked(state["numpy"])
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RandomState:
         memo[id(self)] = other = copy.copy(self)  # what it holds is replaced, never changed, but for numpy's

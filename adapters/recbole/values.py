@@ -33,7 +33,8 @@ LEAST: Mapping[str, float] = {
 }
 # The adapter's own keys that are either on or off.
 SWITCHES: Mapping[str, bool] = dict.fromkeys(
-    ("shuffle_features", "trim_padding", "fast_propagation", "mask_history"), False
+    ("shuffle_features", "drop_features_together", "trim_padding", "fast_propagation", "mask_history", "resumable"),
+    False,
 )
 BY_MODEL = ("trim_padding", "fast_propagation")  # whose default, None, is decided by model and plugins
 _METRICS = {name: kind.__name__ for name, kind in metrics_dict.items()}  # as RecBole looks them up: as they are written
@@ -61,6 +62,11 @@ def check_values(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
             raise RecplugError(
                 f"{key}={_shown(value)} is below its least value {LEAST[key]}; RecBole's default is {default}"
             )
+    share, seed = given.get("drop_features"), given.get("drop_seed")
+    if share is not None and (isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < 1):
+        raise RecplugError(f"drop_features={_shown(share)} is no share; give a number of at least 0 and below 1")
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+        raise RecplugError(f"drop_seed={_shown(seed)} is not a whole number; leave it out for its default")
     features = given.get("features")
     if features is not None and not (isinstance(features, Mapping) and all(isinstance(f, str) for f in features)):
         raise RecplugError(

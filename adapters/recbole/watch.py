@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from recplug.adapters.recbole.domains import Domain
-from recplug.adapters.recbole.rundir import RunDirectory, plain
+from recplug.adapters.recbole.processes import mean_over_processes
+from recplug.adapters.recbole.rundir import RunDirectory, no_room, plain
 from recplug.plugins.registry import manager
 
 log = logging.getLogger("recplug")
@@ -31,13 +32,12 @@ def watch(trainer: Any, model: Any, writer: Any, directory: RunDirectory) -> Non
         directory: where ``metrics.csv`` goes.
     """
     train, validate = trainer._train_epoch, trainer._valid_epoch
-    best = [float("-inf") if trainer.valid_metric_bigger else float("inf")]
     model.recplug.on_epoch = lambda epoch: manager().hook.recplug_epoch_start(model=model, epoch=epoch)
 
     def timed_train(data: Any, epoch: int, *args: Any, **kwargs: Any) -> Any:
         begun = time.perf_counter()
         loss = train(data, epoch, *args, **kwargs)
-        parts = model.recplug.read_parts()
+        parts = mean_over_processes(model.recplug.read_parts())
         losses = {f"loss/{name}": value for name, value in parts.items()}
         for name, value in losses.items():
             writer.add_scalar(name, value, epoch)
@@ -56,8 +56,7 @@ def watch(trainer: Any, model: Any, writer: Any, directory: RunDirectory) -> Non
         row |= {"valid_seconds": round(time.perf_counter() - begun, 3)}
         row |= {f"valid/{name}": value for name, value in result.items()}
         directory.add_epoch(row)
-        better = score >= best[0] if trainer.valid_metric_bigger else score <= best[0]
-        best[0] = score if better else best[0]
+        best = max if trainer.valid_metric_bigger else min
         losses = {k.removeprefix("loss/"): v for k, v in row.items() if k.startswith("loss/")}
         log.info(
             "epoch %3d  %s  %s %.4f (best %.4f)  %.1f s",
@@ -65,7 +64,7 @@ def watch(trainer: Any, model: Any, writer: Any, directory: RunDirectory) -> Non
             shown(losses),
             trainer.valid_metric,
             score,
-            best[0],
+            best(score, trainer.best_valid_score),
             row["train_seconds"] + row["valid_seconds"],
         )
         return score, result
@@ -116,7 +115,7 @@ def _validate_source(source: Domain, epoch: int, directory: RunDirectory) -> Non
 def log_file(path: Path) -> Iterator[None]:
     """Everything that RecBole and we say, in ``run.log``; the console shows our lines alone."""
     root = logging.getLogger()
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     handler.addFilter(_without_colours)
     level, others = root.level, list(root.handlers)
@@ -136,7 +135,18 @@ def log_file(path: Path) -> Iterator[None]:
         root.setLevel(level)
         for other in others:
             other.removeFilter(as_before)
-        handler.close()
+        try:
+            handler.close()
+        except OSError as error:  # of a full disk, of which the error under way tells
+            log.debug("%s is not whole: %s", path, error)
+
+
+class _LogFile(logging.FileHandler):
+    """On a full disk, what is being written fails with an error of its own; a log line is not worth a traceback."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if no_room(sys.exc_info()[1]) is None:
+            super().handleError(record)
 
 
 def _without_colours(record: logging.LogRecord) -> bool:

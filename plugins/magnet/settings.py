@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
+from recplug.plugins.search import Range
 from recplug.plugins.settings import PluginSettings, setting
 
 Preset = Literal["plugin", "paper", "robust"]
@@ -64,7 +65,7 @@ class MagnetSettings(PluginSettings):
         1.0,
         "With join 'residual': what MAGNET's part is multiplied by at the start; experts with a hidden layer want "
         "0.01.",
-        search=(0.01, 2.0),
+        search=Range(0.01, 2.0, log=True),
     )
     learn_gamma: bool = setting(True, "Whether gamma is trained; fixed at 0 it leaves the backbone as it is.")
     # -- graphs
@@ -75,7 +76,12 @@ class MagnetSettings(PluginSettings):
         paper="eqs. 4-6",
     )
     neighbours: int = setting(
-        10, "Nearest items by content, per item and modality.", paper="k, sec. 3.2.1", search=(5, 30), ge=1, le=1000
+        10,
+        "Nearest items by content, per item and modality.",
+        paper="k, sec. 3.2.1",
+        search=Range(5, 30),
+        ge=1,
+        le=1000,
     )
     induced: int = setting(
         10, "Content-induced edges a user at most; 0 for none.", paper="r, eq. 3", search=[5, 10, 50, 150], ge=0
@@ -108,7 +114,6 @@ class MagnetSettings(PluginSettings):
         0.5,
         "The first auxiliary's share in a complementary expert, the rest in equal parts; or the share of each.",
         paper="δ, eq. 14",
-        search=(0.3, 0.8),
     )
     epsilon: float = setting(0.1, "The anchor's share in a complementary expert.", paper="ε, eq. 14", ge=0, le=1)
     expert_input: Literal["product", "concat", "concat_prod", "dot"] = setting(
@@ -117,12 +122,11 @@ class MagnetSettings(PluginSettings):
         "of both side by side (the paper), of their product too, or the dot product of two projections, all of which "
         "need more data than reviews have.",
         paper="φ, eq. 11",
-        search=["product", "concat", "concat_prod", "dot"],
     )
     hidden: int = setting(64, "Width of an expert's hidden layer, where it has one.", ge=1, le=4096)
     activation: Literal["gelu", "relu"] = setting("gelu", "Of experts and router; ReLU ranks faster.")
     dropout: float = setting(
-        0.1, "On the experts' hidden layer and the router's query.", paper="p_d", search=(0.0, 0.3), ge=0, lt=1
+        0.1, "On the experts' hidden layer and the router's query.", paper="p_d", search=Range(0.0, 0.3), ge=0, lt=1
     )
     # -- router
     top_k: int = setting(4, "Experts that a pair keeps.", paper="K, eq. 18", search=[2, 4, 9], ge=1)
@@ -130,17 +134,25 @@ class MagnetSettings(PluginSettings):
     detach_router_input: bool = setting(False, "Whether the router's losses stay out of the encoder.")
     # -- losses and stages
     lambda_route: float = setting(
-        0.3, "Weight of the coverage and confidence losses.", paper="λ_r, eq. 31", search=(0.1, 0.6), ge=0
+        0.3,
+        "Weight of the coverage and confidence losses.",
+        paper="λ_r, eq. 31",
+        search=Range(0.1, 0.6),
+        loss_weight=True,
+        ge=0,
     )
     lambda_view: float = setting(
         1e-5,
         "Weight of the contrast between the views. The paper's 0.01 stands beside a sum over a batch of a thousand "
         "pairs, where everything here is a mean; at 0.01 it rules the training.",
         paper="λ_ctr, eq. 28",
-        search=(1e-6, 1e-3),
+        search=Range(1e-6, 1e-3, log=True),
+        loss_weight=True,
         ge=0,
     )
-    temperature: float = setting(0.5, "Of the contrast between the views.", paper="τ, eq. 28", search=(0.1, 1.5), gt=0)
+    temperature: float = setting(
+        0.5, "Of the contrast between the views.", paper="τ, eq. 28", search=Range(0.1, 1.5), gt=0
+    )
     contrast_rows: int = setting(
         512, "Rows of a batch whose nodes are contrasted, each with all others: the cost is its square.", ge=2
     )

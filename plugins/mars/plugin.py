@@ -35,10 +35,12 @@ def build(settings: MarsSettings, context: Context) -> Mars:
     if settings.strength == "auto":
         settings = settings.model_copy(update={"strength": "root" if context.family == "sequential" else "mean"})
     width = context.width
-    same = "propagated" in width and width["propagated"] == width.get("items")
+    if "items" not in width:
+        raise RecplugError(f"mars reads a table of items, which {context.host} does not have; use LightGCN or NGCF")
+    same = "propagated" in width and width["propagated"] == width["items"]
     if settings.seam == "propagated" and not same:
         raise RecplugError(
-            f"{context.host} propagates items {width['propagated']} wide, its table is {width.get('items')}; "
+            f"{context.host} propagates items {width['propagated']} wide, its table is {width['items']}; "
             "set mars.seam to items"
         )
     nodes = same if settings.seam == "auto" else settings.seam == "propagated"

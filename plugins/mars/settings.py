@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
+from recplug.plugins.search import Range
 from recplug.plugins.settings import PluginSettings, setting
 
 Preset = Literal["plugin", "paper_literal", "paper_mmrec"]
@@ -81,7 +82,7 @@ class MarsSettings(PluginSettings):
     )
     content_width: int = setting(128, "Principal components kept of wider content vectors.", ge=1, le=4096)
     content_scale: float = setting(
-        0.1, "Length of a projected content vector in X at the start.", paper="W_0, eq. 5", search=(0.03, 1.0), gt=0
+        0.1, "Length of a projected content vector in X at the start.", paper="W_0, eq. 5", gt=0
     )
     gate: Literal["learned", "uniform"] = setting(
         "learned", "How an item weighs its factors and the structural graph.", paper="a_i, eq. 8"
@@ -95,7 +96,7 @@ class MarsSettings(PluginSettings):
     factor_weight: float = setting(
         0.3,
         "What the factors weigh together beside structure's 1; with gate_over 'all' they share.",
-        search=(0.1, 1),
+        search=Range(0.1, 1.0),
         gt=0,
     )
     gate_input: Literal["x", "content"] = setting(
@@ -107,9 +108,7 @@ class MarsSettings(PluginSettings):
         "that the first scores are the backbone's, or in the item's place.",
         paper="eq. 7",
     )
-    residual_rate: float = setting(
-        1.0, "How many times faster than other parameters these vectors move.", search=(0.3, 10.0), gt=0
-    )
+    residual_rate: float = setting(1.0, "How many times faster than other parameters these vectors move.", gt=0)
     length: Literal["none", "l2", "layernorm"] = setting(
         "none", "How H is normalised before it is added, or takes the item's place."
     )
@@ -126,7 +125,9 @@ class MarsSettings(PluginSettings):
         search=["fused", "base", "output"],
     )
     head: Literal["linear", "mlp"] = setting("linear", "The semantic head.", paper="psi, eq. 9")
-    lambda_semantic: float = setting(1e-3, "Weight of the semantic loss.", paper="λ", search=(1e-4, 1e-1), ge=0)
+    lambda_semantic: float = setting(
+        1e-3, "Weight of the semantic loss.", paper="λ", search=Range(1e-4, 1e-1, log=True), loss_weight=True, ge=0
+    )
     views: Literal["auto", "by_source", "additive", "raw", "off"] = setting(
         "auto",
         "Which views are held together: structure against the factors read from text and from images, the parts of H "
@@ -135,11 +136,13 @@ class MarsSettings(PluginSettings):
         paper="H^id, H^v, H^t, eq. 12",
     )
     view_length: Literal["none", "l2"] = setting("none", "Whether views are compared at unit length.")
-    lambda_view: float = setting(1e-2, "Weight of the views' distance.", paper="η", search=(1e-4, 1e-1), ge=0)
+    lambda_view: float = setting(
+        1e-2, "Weight of the views' distance.", paper="η", search=Range(1e-4, 1e-1, log=True), loss_weight=True, ge=0
+    )
     lambda_free: float = setting(
         1e-3,
         "With pool 'free': weight of half the mean squared length of the values' vectors.",
-        search=(1e-4, 1e-1),
+        loss_weight=True,
         ge=0,
     )
     seam: Literal["auto", "items", "propagated"] = setting(

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
+from recplug.plugins.search import Range
 from recplug.plugins.settings import PluginSettings, setting
 
 
@@ -90,7 +91,8 @@ class MicrecSettings(PluginSettings):
         0.01,
         "Weight of the self-enhanced loss, on pairs of raw template rows.",
         paper="λ, INMO",
-        search=[0.0, 1e-3, 1e-2, 1e-1],
+        search=Range(1e-3, 1e-1, log=True),
+        loss_weight=True,
         ge=0,
     )
     source: str | None = setting(None, "A second domain to learn from: the name of its data set.")
@@ -102,11 +104,12 @@ class MicrecSettings(PluginSettings):
         0.1,
         "Weight of the contrast of the two domains; the paper's 1 costs more in the target than the contrast gives.",
         paper="γ",
-        search=[0.01, 0.1, 1.0, 2.0],
+        search=Range(0.01, 2.0, log=True),
+        loss_weight=True,
         ge=0,
     )
     warm_up: int = setting(5, "Epochs over which gamma grows from a part of it to all; 0: none.", ge=0)
-    temperature: float = setting(0.2, "Of the contrast.", paper="τ", search=[0.05, 0.1, 0.2, 0.5], gt=0)
+    temperature: float = setting(0.2, "Of the contrast.", paper="τ", gt=0)
     anchors: int | None = setting(
         None,
         "Linked users in the contrast, a step; by default at most 1024, and 256 on sequential hosts, which have to "

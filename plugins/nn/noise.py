@@ -24,6 +24,10 @@ class Noise(nn.Module):
         self.seed = seed
         self._generator: torch.Generator | None = None
 
+    def restart(self, seed: int) -> None:
+        """Begin anew at another seed: each of several processes has a stream of its own."""
+        self.seed, self._generator = seed, None
+
     def generator(self, device: torch.device) -> torch.Generator:
         """The stream on ``device``."""
         if self._generator is None or self._generator.device.type != device.type:

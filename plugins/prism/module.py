@@ -171,7 +171,8 @@ class Prism(Augmentation):
     def _fuse_by_user(self, rows: Tensor, ids: Tensor) -> Tensor:
         """Weights from the item's experts and the mean row of the history: ``[B, L, d]`` to ``[B, L, d]``."""
         real = self.real(ids)  # [B, L]
-        fuse = self._fuse_real_positions if ids.device.type == "cpu" else self._fuse_every_position
+        counts = ids.device.type == "cpu" and not torch.compiler.is_compiling()  # nor can a program that is traced
+        fuse = self._fuse_real_positions if counts else self._fuse_every_position
         return fuse(rows, ids, real)
 
     def _fuse_every_position(self, rows: Tensor, ids: Tensor, real: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import field_validator, model_validator
 
+from recplug.plugins.search import Range
 from recplug.plugins.settings import PluginSettings, setting
 
 
@@ -16,7 +17,6 @@ class PrismSettings(PluginSettings):
         "user",
         "What weighs the experts: the item alone, the user's history, or (the authors' code) one vector a sequence.",
         paper="W, eq. (10)",
-        search=["item", "user"],
     )
     granularity: Literal["position", "sequence"] = setting(
         "position",
@@ -38,7 +38,6 @@ class PrismSettings(PluginSettings):
         "item",
         "Where the interaction losses act: items of the batch, recommendation outputs, pooled histories, or nowhere.",
         paper="eqs. (2)-(9)",
-        search=["item", "prediction"],
     )
     prediction_experts: Literal["all", "one"] = setting(
         "one",
@@ -48,29 +47,47 @@ class PrismSettings(PluginSettings):
     triplet: Literal["cosine", "l2"] = setting(
         "cosine", "Distance of the uniqueness triplets.", paper="dist, eqs. (5)(6)"
     )
-    margin: float = setting(0.2, "Margin of the uniqueness triplets.", paper="m, eqs. (5)(6)", search=(0.1, 0.5), ge=0)
+    margin: float = setting(0.2, "Margin of the uniqueness triplets.", paper="m, eqs. (5)(6)", ge=0)
     mask: Literal["matched", "gaussian", "shuffle", "mean", "zero"] = setting(
         "matched",
         "What stands in for a masked modality: Gaussian noise with the batch's mean and deviation, standard Gaussian "
         "noise, another item's vector, the batch mean, or zero.",
         paper="r, eqs. (3)(4)",
-        search=["matched", "shuffle"],
     )
     lambda_unique: float | dict[str, float] = setting(
-        0.1, "Weight of the uniqueness losses; a mapping gives each modality its own.", paper="λ_uni, eq. (9)"
+        0.1,
+        "Weight of the uniqueness losses; a mapping gives each modality its own.",
+        paper="λ_uni, eq. (9)",
+        search=Range(0.01, 1.0, log=True),
+        loss_weight=True,
     )
     lambda_synergy: float = setting(
-        0.1, "Weight of the synergy loss.", paper="λ_syn, eq. (9)", search=(0.01, 1.0), ge=0
+        0.1,
+        "Weight of the synergy loss.",
+        paper="λ_syn, eq. (9)",
+        search=Range(0.01, 1.0, log=True),
+        loss_weight=True,
+        ge=0,
     )
     lambda_redundancy: float = setting(
-        0.1, "Weight of the redundancy loss.", paper="λ_rdn, eq. (9)", search=(0.01, 1.0), ge=0
+        0.1,
+        "Weight of the redundancy loss.",
+        paper="λ_rdn, eq. (9)",
+        search=Range(0.01, 1.0, log=True),
+        loss_weight=True,
+        ge=0,
     )
     hidden: int = setting(128, "Hidden width of an expert.", paper="h_e", search=[64, 128, 256], ge=1)
-    dropout: float = setting(0.0, "Dropout inside the experts.", paper="ours", search=(0.0, 0.5), ge=0, lt=1)
+    dropout: float = setting(0.0, "Dropout inside the experts.", paper="ours", search=Range(0.0, 0.5), ge=0, lt=1)
     gate_dropout: float = setting(0.3, "Dropout inside the gate.", paper="code", ge=0, lt=1)
-    temperature: float = setting(0.7, "Temperature of the gate's softmax.", paper="τ, code", search=(0.3, 2.0), gt=0)
+    temperature: float = setting(
+        0.7, "Temperature of the gate's softmax.", paper="τ, code", search=Range(0.3, 2.0, log=True), gt=0
+    )
     scale: float = setting(
-        1.0, "Initial weight s of the fused content beside the item's row.", paper="ours", search=[0.05, 0.1, 0.5, 1.0]
+        1.0,
+        "Initial weight s of the fused content beside the item's row.",
+        paper="ours",
+        search=Range(0.05, 2.0, log=True),
     )
     learn_scale: bool = setting(True, "Whether s is trained.", paper="ours")
     residual: bool = setting(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from recplug.plugins.errors import RecplugError
+from recplug.plugins.nn.distributed import mean_over_ranks
 from recplug.plugins.nn.propagation import Adjacency
 from recplug.plugins.ssr import edges as band_edges
 from recplug.plugins.ssr.control import RandomEngine
@@ -187,7 +188,8 @@ class Decomposition(nn.Module):
         if not seen:
             return
         with torch.autocast(seen[0].device.type, enabled=False):
-            found = self.engine.estimate(seen, self.n_bands)
+            # The backbone's dropout differs between processes, and their bands must not.
+            found = mean_over_ranks(self.engine.estimate(seen, self.n_bands))
         if int(self._observed):
             found = (found + self._estimated.double().cpu()) / 2
         self._observed += 1

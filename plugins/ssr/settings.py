@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
+from recplug.plugins.search import Range
 from recplug.plugins.settings import PluginSettings, setting
 
 
@@ -47,9 +48,7 @@ class SsrSettings(PluginSettings):
     modalities: tuple[str, ...] | None = setting(
         None, "Content sources by name; by default all there are; () leaves the backbone's signal alone."
     )
-    content_width: int = setting(
-        128, "Principal components kept of wider content vectors.", search=[64, 128, 256], ge=1, le=4096
-    )
+    content_width: int = setting(128, "Principal components kept of wider content vectors.", ge=1, le=4096)
     item_layers: int = setting(
         1, "Layers of the content graph over items that are added to the items' signal.", paper="n_mm, code", ge=0, le=4
     )
@@ -63,9 +62,8 @@ class SsrSettings(PluginSettings):
         "table",
         "What the content graph averages: the backbone's item table, where that is as wide as its nodes (as FREEDOM "
         "does), or the propagated nodes (the authors' code).",
-        search=["table", "nodes"],
     )
-    item_weight: float = setting(1.0, "Weight of what the content graph adds.", search=(0.3, 3.0), ge=0)
+    item_weight: float = setting(1.0, "Weight of what the content graph adds.", search=Range(0.3, 3.0, log=True), ge=0)
     content_blocks: bool = setting(
         True, "Whether content vectors are signals of their own; else content shapes the item graph alone."
     )
@@ -82,15 +80,14 @@ class SsrSettings(PluginSettings):
         "sum",
         "How bands and modalities are mixed: a true low-rank residual, the public code's column softmax, or not.",
         paper="G-HSNO",
-        search=["cp", "sum"],
     )
-    fusion_rank: int = setting(4, "Rank of the mixing.", paper="R", search=[2, 4, 8], ge=1, le=64)
+    fusion_rank: int = setting(4, "Rank of the mixing.", paper="R", ge=1, le=64)
     gate: bool = setting(False, "Whether every node weighs its bands.", paper="code")
     keep_length: bool = setting(
         True, "Whether mixing leaves every node's vector as long as it was, so that it cannot inflate scores."
     )
     mask_rate: float = setting(
-        0.1, "Share of bands that the masked view lacks.", paper="ρ", search=(0.1, 0.4), ge=0, lt=1
+        0.1, "Share of bands that the masked view lacks.", paper="ρ", search=Range(0.1, 0.4), ge=0, lt=1
     )
     mask_scope: Literal["node", "batch"] = setting("node", "Who shares one draw of the mask.")
     mask_unit: Literal["band", "band_modality"] = setting("band", "What one draw leaves out.")
@@ -98,15 +95,31 @@ class SsrSettings(PluginSettings):
     consistency: Literal["repr_mse", "repr_cos", "score_mse", "score_kl"] = setting(
         "repr_mse", "Distance of the masked view from the full one: of representations, or of the scores' margin."
     )
-    lambda_mask: float = setting(1e-3, "Weight of the masked view's loss.", paper="λ_ma", search=(1e-3, 1e-1), ge=0)
+    lambda_mask: float = setting(
+        1e-3,
+        "Weight of the masked view's loss.",
+        paper="λ_ma",
+        search=Range(1e-3, 1e-1, log=True),
+        loss_weight=True,
+        ge=0,
+    )
     lambda_contrast: float = setting(
-        1e-4, "Weight of the contrast of modalities.", paper="λ_cl", search=(1e-4, 1e-2), ge=0
+        1e-4,
+        "Weight of the contrast of modalities.",
+        paper="λ_cl",
+        search=Range(1e-4, 1e-2, log=True),
+        loss_weight=True,
+        ge=0,
     )
-    lambda_operator: float = setting(1e-2, "Weight of the mixing's penalty.", paper="λ_reg", search=(1e-3, 1e-1), ge=0)
+    lambda_operator: float = setting(1e-2, "Weight of the mixing's penalty.", paper="λ_reg", loss_weight=True, ge=0)
     lambda_ridge: float = setting(
-        3e-2, "Weight of the squared length of content in the batch's users and items.", search=(1e-3, 1e-1), ge=0
+        3e-2,
+        "Weight of the squared length of content in the batch's users and items.",
+        search=Range(1e-3, 1e-1, log=True),
+        loss_weight=True,
+        ge=0,
     )
-    temperature: float = setting(0.2, "Of the contrast.", paper="τ", search=(0.1, 0.5), gt=0)
+    temperature: float = setting(0.2, "Of the contrast.", paper="τ", search=Range(0.1, 0.5), gt=0)
     anchors: int = setting(256, "Pairs of item and band in the contrast, a step.", ge=2)
     output: Literal["auto", "concat", "add"] = setting(
         "auto",

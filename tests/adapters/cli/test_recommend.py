@@ -45,12 +45,12 @@ def test_known_users_and_new_ones_of_a_sequential_run(trained, recplug_cli):
     # In the order of time, whatever the order of lines.
     Path("new.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\nAnn\ti4\t9\nAnn\ti2\t3\n")
     new = recplug_cli("recommend", "run", "--interactions", "new.inter", "--k", "4")
-    Path("sorted.inter").write_text("item_id:token\tuser_id:token\ni2\tAnn\ni4\tAnn\n")
+    Path("sorted.inter").write_text("\ufeffitem_id:token\tuser_id:token\r\ni2\tAnn\r\ni4\tAnn\r\n", encoding="utf-8")
     assert new.out == recplug_cli("recommend", "run", "--interactions", "sorted.inter", "--k", "4").out
     assert {user for user, *_ in rows(new.out)} == {"Ann"}
     assert not {"i2", "i4"} & {item for *_, item in rows(new.out)}
 
-    Path("few.txt").write_text("i2\ni9\n")
+    Path("few.txt").write_text("\ufeffi2\r\ni9\r\n", encoding="utf-8")  # as some editors write
     words = ("--interactions", "new.inter", "--candidates", "few.txt", "--no_mask_history")
     only = recplug_cli("recommend", "run", *words)
     assert sorted(item for *_, item in rows(only.out)) == ["i2", "i9"]
@@ -111,6 +111,7 @@ def test_wrong_words_are_one_line(trained, recplug_cli, refused):
         (("run", "--interactions", "gone.inter"), "cannot read gone.inter"),
         (("run", "--candidates", "empty.txt"), "empty.txt is empty"),
         (("run", "--users", ","), "--users names nobody"),
+        (("run", "--users", ",".join(f"u{user + 1000}" for user in range(500))), "the user 'u1000' and 499 more"),
         (("run", "--users", ""), "--users names nobody"),
         (("run", "--output", "folder.csv"), "cannot write folder.csv: it is a folder"),
         (("run", "--output", "best.xls"), "cannot tell the format of best.xls"),

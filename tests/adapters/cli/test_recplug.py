@@ -19,9 +19,10 @@ RECPLUG = Path(sys.executable).with_name("recplug")
 TOKENS = [f"i{i}" for i in range(30)]
 
 
-def process(*words, folder):
+def process(*words, folder, stdout=subprocess.PIPE):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([RECPLUG, *words], cwd=folder, capture_output=True, text=True, env=environment, check=False)
+    kept = {"stdout": stdout, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.run([RECPLUG, *words], cwd=folder, **kept, env=environment, check=False)
 
 
 @pytest.mark.parametrize("words", [["--help"], ["plugins", "--help"], ["features", "import", "--help"], ["bogus"]])
@@ -51,6 +52,26 @@ def test_the_installed_command_refuses_in_one_line(tmp_path):
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: no plugin 'prsm'; did you mean 'prism'?")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_reader_who_has_enough_is_no_error(tmp_path):
+    """``recplug plugins | head``: whoever reads the output closes it."""
+    reads, writes = os.pipe()
+    os.close(reads)
+    try:
+        done = process("plugins", folder=tmp_path, stdout=writes)
+    finally:
+        os.close(writes)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_an_interruption_is_one_line(recplug_cli, monkeypatch):
+    def pressed():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(doctor, "report", pressed)
+    ended = recplug_cli("doctor")
+    assert (ended.code, ended.err) == (130, "interrupted; what was written so far is kept\n")
 
 
 def test_no_word_is_help(recplug_cli):
@@ -206,7 +227,7 @@ WRONG = {
     "no subcommand": (["features"], "Missing command; see: recplug features --help"),
     "unknown option": (["data", "list", "--all"], "No such option"),
     "missing argument": (["plugins", "show"], "Missing argument"),
-    "option of a later version": (["features", "export"], "No such command 'export'"),
+    "misspelt subcommand": (["features", "exprot"], "No such command 'exprot'"),
     "unknown format": ([*IMPORT, "csv", "v.csv"], "'csv'"),
     "unknown bundled set": (["data", "get", "amazon-scientifc"], "did you mean 'amazon-scientific'?"),
     "nothing to check": (["data", "check", "none"], "neither a folder nor a bundled data set"),

@@ -20,6 +20,7 @@ from recplug.adapters.recbole.compat import (
     dok_update,
     gloo_without_cuda,
     numpy_aliases,
+    one_connection,
     own_checkpoints,
     quiet_scaler,
     recbole_compat,
@@ -255,6 +256,23 @@ def test_nccl_becomes_gloo_and_no_cuda_device_is_set(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "DistributedDataParallel", lambda module, **given: (module, given))
     with gloo_without_cuda():
         assert trainer.DistributedDataParallel("model", device_ids=[1]) == ("model", {})
+
+
+def test_a_process_connects_once_and_constants_are_not_sent(monkeypatch):
+    from recbole.trainer import trainer
+
+    connected = []
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *given, **named: connected.append(given))
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: bool(connected))
+    monkeypatch.setattr(trainer, "DistributedDataParallel", lambda module, **given: module)
+    module = torch.nn.BatchNorm1d(2)
+    module.register_buffer("constant", torch.zeros(2), persistent=False)
+    with one_connection():
+        torch.distributed.init_process_group("nccl")
+        torch.distributed.init_process_group("nccl")
+        assert trainer.DistributedDataParallel(module) is module
+    assert connected == [("nccl",)]
+    assert module._ddp_params_and_buffers_to_ignore == ["constant"]  # not the running statistics
 
 
 def test_only_the_scalers_own_warning_is_quiet():

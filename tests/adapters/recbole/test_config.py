@@ -215,6 +215,7 @@ def test_the_visible_devices_are_set_as_recbole_does(monkeypatch):
 def test_a_distributed_run_without_cuda_sits_on_the_cpu(monkeypatch):
     asked = {}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(
         torch.distributed, "init_process_group", lambda backend, **given: asked.update(given, b=backend)
     )
@@ -224,3 +225,11 @@ def test_a_distributed_run_without_cuda_sits_on_the_cpu(monkeypatch):
     assert config["device"] == torch.device("cpu")
     assert config["single_spec"] is False
     line(lambda: build(gpu_id="0", **distributed), "nproc", "gpu_id")
+    build(gpu_id=[2, 3], **distributed)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "2,3"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    build(**distributed)  # as many as there are processes
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")  # as a cluster gives them out
+    build(**distributed)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "4,5"

@@ -22,6 +22,7 @@ from torch import nn
 
 from recplug.adapters.features import FeatureTable
 from recplug.adapters.recbole import load, run
+from recplug.adapters.recbole.load import _changed_content
 from recplug.adapters.recbole.past import Ragged
 from recplug.adapters.recbole.ranking import Recommendations, check_output
 from recplug.adapters.recbole.recommend import best
@@ -53,6 +54,7 @@ RUNS = {
     "NGCF": ("NGCF", "", {"hidden_size_list": [16, 8]}),
     "BPR-magnet": ("BPR", "magnet", {"eval_args": BY_TIME}),
     "ItemKNN": ("ItemKNN", "", {}),
+    "SimpleX": ("SimpleX", "", {"history_len": 3}),
     "FPMC": ("FPMC", "", {"loss_type": "BPR"}),
     "NeuMF": ("NeuMF", "", {"mf_embedding_size": 8, "mlp_embedding_size": 8, "mlp_hidden_size": [8]}),
 }
@@ -249,6 +251,11 @@ def test_what_is_no_run_is_said_in_one_line(trained, tiny, tmp_path, monkeypatch
         (run_dir / "checkpoint.pth").write_bytes((directory / "checkpoint.pth").read_bytes()[:5000])
         return run_dir
 
+    def stored(name, content):
+        run_dir = copy(name)
+        torch.save(content, run_dir / "checkpoint.pth")
+        return run_dir
+
     (tmp_path / "empty").mkdir()
     cases = {
         tmp_path / "nowhere": "no run at",
@@ -257,6 +264,8 @@ def test_what_is_no_run_is_said_in_one_line(trained, tiny, tmp_path, monkeypatch
         change(copy("foreign"), plugins=["whiten"]): "uses the plugin 'whiten', which is not installed",
         change(copy("other"), model="GRU4Rec"): "does not fit this version of GRU4Rec",
         cut(): "cannot read the checkpoint",
+        stored("other_file", {"weights": 1}): r"cannot read the checkpoint .*state_dict",
+        stored("a_list", [1]): "cannot read the checkpoint",
     }
     for path, message in cases.items():
         with pytest.raises(RecplugError, match=message) as error:
@@ -275,13 +284,20 @@ def test_what_is_no_run_is_said_in_one_line(trained, tiny, tmp_path, monkeypatch
         assert "\n" not in str(error.value)
 
 
-def test_the_data_may_have_moved(trained, tiny, tmp_path):
+def test_the_data_may_have_moved(trained, tiny, tmp_path, monkeypatch):
     run_dir = shutil.copytree(trained("SASRec")[0].directory, tmp_path / "run")
     config = (run_dir / "config.yaml").read_text()
     (run_dir / "config.yaml").write_text(config.replace(str(tiny), str(tmp_path / "gone")))
     with pytest.raises(RecplugError):
         load(run_dir)
     assert load(run_dir, data_path=tiny).scores(["u1"]).shape == (1, 41)
+    with monkeypatch.context() as patch:  # what was named is not there, and would be found elsewhere
+        (tmp_path / "here").mkdir()
+        patch.chdir(tmp_path / "here")
+        shutil.copytree(tiny, "dataset")
+        with pytest.raises(RecplugError, match=r"no tiny in nowhere; name the folder that holds tiny/tiny\.inter"):
+            load(run_dir, data_path="nowhere")
+        assert load(run_dir).scores(["u1"]).shape == (1, 41)
 
 
 def test_changed_content_is_a_warning(trained, tiny, tmp_path, caplog):
@@ -305,6 +321,12 @@ def test_missing_content_is_an_error(trained, tiny, tmp_path):
     (data / "tiny" / "tiny.image.safetensors").unlink()
     with pytest.raises(RecplugError, match="the feature table image that the run was trained with is not in"):
         load(directory, data_path=data)
+
+
+def test_missing_factors_are_an_error(tmp_path):
+    result = {"dataset": "tiny", "factors": {"sha256": ""}}
+    with pytest.raises(RecplugError, match="the factors that the run was trained with are not in"):
+        _changed_content({"data_path": tmp_path, "factors": None}, result)
 
 
 @pytest.mark.parametrize("k", [1, 20, 300, 500])
@@ -333,6 +355,8 @@ def test_wrong_questions_are_answered_in_one_line(trained):
         (seq, {"k": 0}, "^k=0 must be 1 or more"),
         (seq, {"batch": 0}, "^batch=0 must be 1 or more"),
         (seq, {"until": "then"}, "is not 'now' or 'test'"),
+        (seq, {"unknown_items": "drop"}, "unknown_items='drop' is not 'error' or 'skip'"),
+        (seq, {"histories": {"Ann": "i1"}}, "the history of 'Ann' is a list of items, not the text 'i1'"),
         (graph, {"histories": {"Ann": ["i1"]}}, "LightGCN scores by a row of each user, and 'Ann' has none"),
     ]
     for loaded, question, message in cases:
@@ -341,6 +365,37 @@ def test_wrong_questions_are_answered_in_one_line(trained):
     with pytest.raises(RecplugError, match="FPMC scores by a row of each user"):
         pairs.recommend(histories={"Ann": ["i1"]}).table()
     assert len(seq.recommend(histories={"Ann": ["i1", "i77"]}, unknown_items="skip", k=3).lists()["Ann"]) == 3
+
+
+def test_nobody_is_an_empty_table_and_a_name_may_be_a_number(trained):
+    seq = trained("SASRec")[1]
+    for nobody in ({"users": []}, {"histories": {}}, {"histories": []}):
+        found = seq.recommend(**nobody)
+        assert (found.users, found.table().num_rows) == (0, 0)
+        assert found.table().schema.names == ["user", "item", "score", "rank"]
+    assert seq.recommend(histories={7: ["i1"]}, k=2).lists().keys() == {"7"}
+
+
+def test_whoever_has_nothing_that_is_known_is_left_out_where_items_are(trained, caplog):
+    seq, had = trained("SASRec")[1], {"Ann": ["i77"], "Bob": ["i77", "i1"], "Eve": []}
+    assert seq.recommend(histories=had, unknown_items="skip", k=2).lists().keys() == {"Bob"}
+    assert "left out, because the run knows nothing that they have had: 2" in caplog.text
+
+
+def test_everyone_is_who_has_a_history_where_histories_are_read(tiny, tmp_path):
+    data = shutil.copytree(tiny, tmp_path / "data")
+    ages = "".join(f"{user}\t30\n" for user in [*(f"u{at}" for at in range(60)), "late"])
+    (data / "tiny" / "tiny.user").write_text(f"user_id:token\tage:float\n{ages}")
+    columns = {"inter": ["user_id", "item_id", "timestamp"], "user": ["user_id", "age"]}
+    settings = {**SMALL, "epochs": 1, "load_col": columns}
+    run("SASRec", "tiny", "", settings, data_path=data, output_dir=tmp_path / "run")
+    loaded = load(tmp_path / "run")
+    assert "late" in loaded.known("users")
+    users = loaded.recommend(k=1).table().column("user").to_pylist()
+    assert len(users) == 60
+    assert "late" not in users
+    with pytest.raises(RecplugError, match="'late' has no history"):
+        loaded.recommend(["late"])
 
 
 def test_tables_are_the_same_in_every_format(trained, tmp_path):

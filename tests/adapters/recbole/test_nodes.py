@@ -544,6 +544,11 @@ def test_a_seam_that_a_host_has_not_is_refused_by_name(name, plugin, seam, build
         build(name, plugin)
 
 
+def test_mars_says_that_it_reads_a_table_of_items(build):
+    with pytest.raises(RecplugError, match="mars reads a table of items, which GCMC does not have"):
+        build("GCMC", "mars")
+
+
 # What RecBole scores by a value of each pair, not by a ranking.
 VALUED = {
     "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "uni20"},

@@ -14,7 +14,7 @@ from recplug.plugins.testing import CHECKS, HOSTS, BrokenContract, cases, check_
 
 class Settings(PluginSettings):
     scale: float = setting(0.5, "Weight of the content.")
-    penalty: float = setting(0.1, "Weight of the loss.")
+    penalty: float = setting(0.1, "Weight of the loss.", loss_weight=True)
 
 
 class Sound(Augmentation):
@@ -43,6 +43,11 @@ class Sound(Augmentation):
 class WrongShape(Sound):
     def items(self, rows, ids, *, role, sequence):
         return super().items(rows, ids, role=role, sequence=sequence).double()
+
+
+class KeepsItsLoss(Sound):
+    def losses(self, step):
+        return {"penalty": self.content(step.asked()).square().mean()}
 
 
 class ReadsHistory(Sound):
@@ -345,6 +350,7 @@ BREAKS = [  # a check, an augmentation that breaks its rule, the seams that it d
     ("permutation", CountsIds, ITEMS, "mean-ce"),
     ("missing", ReadsAbsent, ITEMS, "mean-ce"),
     ("identity", AlwaysOn, ITEMS, "mean-ce"),
+    ("no_losses", KeepsItsLoss, ITEMS, "mean-ce"),
     ("deepcopy", KeepsGraph, ITEMS, "mean-ce"),
     ("state_dict", Forgetful, ITEMS, "mean-ce"),
     ("pickle", Unpicklable, ITEMS, "mean-ce"),
