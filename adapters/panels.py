@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
 from pathlib import Path
 
@@ -16,7 +17,11 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#7
 
 
 def draw(panel: Panel, path: Path) -> None:
-    """Draw one panel, caption included, as a PNG of about 900 pixels."""
+    """Draw one panel, caption included, as a PNG of about 900 pixels.
+
+    The picture carries its words, so that it can be read aloud or drawn anew from the stored numbers: PNG's ``Title``
+    and ``Description``, and ``recplug`` (JSON), everything else that a panel has beside its values.
+    """
     values = panel.values.detach().float().cpu().numpy()
     caption = textwrap.fill(panel.caption, 92)
     height = 3.6 + 0.17 * caption.count("\n")
@@ -34,7 +39,9 @@ def draw(panel: Panel, path: Path) -> None:
         axes.set_xlabel(panel.xlabel)
         axes.set_ylabel(panel.ylabel)
     figure.supxlabel(caption, x=0.01, ha="left", fontsize=8.5, color="#333333")
-    figure.savefig(path, dpi=130)
+    labels = {key: getattr(panel, key) for key in ("kind", "rows", "columns", "xlabel", "ylabel", "limits", "marks")}
+    words = {"Title": panel.title, "Description": panel.caption, "recplug": json.dumps(labels, default=float)}
+    figure.savefig(path, dpi=130, metadata=words)
 
 
 def _heatmap(axes: Axes, panel: Panel, values: np.ndarray) -> None:

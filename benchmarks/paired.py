@@ -1,7 +1,8 @@
 """What the quality benchmarks share: a grid of cells that fills one at a time, and tests paired over users.
 
 A cell is one trained model; its ``.npz`` file appears when it is whole, so that a benchmark that was stopped goes on
-where it ended. Every difference is paired: each user's metric, averaged over the seeds that both sides have.
+where it ended. Every difference is paired: each user's metric, averaged over the seeds that both sides have. What
+users measure is ``recplug compare``'s; the test here is the sign-flip test that the published tables were made with.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from recplug.adapters.compare.statistics import over_seeds
 from recplug.adapters.recbole import run
 from recplug.plugins.errors import RecplugError
 
@@ -131,40 +133,25 @@ def load(output: Path, *names: str, seeds: int, measures: Mapping[str, Measure])
     return found
 
 
-# -- measures of targets; a target's rank counts its user's other targets too, as full ranking does
-
-
-def recall_by_user(user: np.ndarray, rank: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Users, sorted, and the share of their targets among the best ``k``."""
-    users, place = np.unique(user, return_inverse=True)
-    return users, np.bincount(place, weights=rank <= k) / np.bincount(place)
-
-
-def ndcg_by_user(user: np.ndarray, rank: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Users, sorted, and their NDCG at ``k``."""
-    users, place = np.unique(user, return_inverse=True)
-    gains = np.bincount(place, weights=np.where(rank <= k, 1 / np.log2(rank + 1.0), 0.0))
-    ideal = np.cumsum(1 / np.log2(np.arange(2, k + 2)))
-    return users, gains / ideal[np.minimum(np.bincount(place), k) - 1]
-
-
 # -- the table
 
 
 def paired(ours: Sequence[Filled], theirs: Sequence[Filled], measure: str) -> Difference | None:
     """Compare on the seeds that both have; None where there are none."""
-    common = {cell.seed for cell in ours} & {cell.seed for cell in theirs}
+    first, second = ({cell.seed: cell.by_user[measure] for cell in side} for side in (ours, theirs))
+    common = first.keys() & second.keys()
     if not common:
         return None
-    mean = [np.mean([cell.by_user[measure] for cell in side if cell.seed in common], axis=0) for side in (ours, theirs)]
-    difference = mean[0] - mean[1]
+    everyone = np.arange(len(next(iter(first.values()))))
+    _, one, other = over_seeds([(everyone, first[seed], second[seed]) for seed in common])
+    difference = one - other
     half = 1.96 * difference.std(ddof=1) / math.sqrt(len(difference))
     rng, moved = np.random.default_rng(0), difference[difference != 0]
     flips = np.concatenate(
         [rng.choice([-1.0, 1.0], size=(BLOCK, len(moved))) @ moved / len(difference) for _ in range(DRAWS // BLOCK)]
     )
     p = (1 + np.sum(np.abs(flips) >= abs(difference.mean()))) / (DRAWS + 1)
-    return Difference(float(difference.mean()), float(half), float(p), float(mean[1].mean()))
+    return Difference(float(difference.mean()), float(half), float(p), float(other.mean()))
 
 
 def table(

@@ -20,7 +20,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from paired import Variant, cell_path, fill, load, recall_by_user, table, waves
+from paired import Variant, cell_path, fill, load, table, waves
+
+from recplug.adapters.compare.statistics import recall_by_user
 
 GRAPH_ALONE: dict[str, Any] = {"ssr.bands": 1, "ssr.fusion": "sum", "ssr.content_blocks": False}
 VARIANTS: dict[str, Variant] = {

@@ -25,8 +25,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from paired import Measure, Variant, cell_path, fill, load, ndcg_by_user, recall_by_user, table, waves
+from paired import Measure, Variant, cell_path, fill, load, table, waves
 from quality_graph import SETTINGS as GRAPH
+
+from recplug.adapters.compare.statistics import ndcg_by_user, recall_by_user
 
 VARIANTS: dict[str, Variant] = {
     "bare": ([], {"fast_propagation": True, "trim_padding": True}),

@@ -31,9 +31,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from paired import Filled, Measure, Variant, cell_path, fill, ndcg_by_user, table, waves
+from paired import Filled, Measure, Variant, cell_path, fill, table, waves
 from paired import load as load_cells
 
+from recplug.adapters.compare.statistics import ndcg_by_user
 from recplug.adapters.data import bundled
 from recplug.adapters.features import FeatureTable
 from recplug.adapters.recbole import load

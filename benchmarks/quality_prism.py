@@ -18,7 +18,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from paired import Variant, cell_path, fill, load, ndcg_by_user, table, waves
+from paired import Variant, cell_path, fill, load, table, waves
+
+from recplug.adapters.compare.statistics import ndcg_by_user
 
 MLP: dict[str, Any] = {"prism.block": "mlp", "prism.loss_level": "none"}
 VARIANTS: dict[str, Variant] = {  # name: (plugins, settings), in the order in which cells are filled

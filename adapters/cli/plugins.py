@@ -35,6 +35,7 @@ def table(context: typer.Context) -> None:
 def show(name: Annotated[str, typer.Argument(help="A plugin's name.")]) -> None:
     """Settings, requirements and identity of one plugin."""
     from recplug.plugins.registry import get
+    from recplug.plugins.search import search_text, searches
     from recplug.plugins.settings import limits, type_name
 
     plugin = get(name)
@@ -43,6 +44,7 @@ def show(name: Annotated[str, typer.Argument(help="A plugin's name.")]) -> None:
     say(f"needs, with the default settings: {_needs(plugin.requirements(plugin.settings()))}")
     say(f"adds nothing at: {' '.join(f'--{name}.{key}={value}' for key, value in plugin.identity.items())}")
     say(f"settings, as --{name}.KEY VALUE or nested under '{name}:' in a configuration file:")
+    worth = searches(plugin.settings)
     for key, field in plugin.settings.model_fields.items():
         paper = field.json_schema_extra["paper"] if isinstance(field.json_schema_extra, dict) else "ours"
         default = field.get_default(call_default_factory=True)
@@ -50,6 +52,8 @@ def show(name: Annotated[str, typer.Argument(help="A plugin's name.")]) -> None:
         allowed = ", ".join(filter(None, [type_name(field.annotation), limits(field)]))
         say(f"\n  {name}.{key} = {shown}    {allowed}    [{paper}]")
         say(textwrap.indent(textwrap.fill(field.description or "", 100), " " * 6))
+        if key in worth:
+            say(f"      recplug tune tries: {search_text(worth[key])}")
 
 
 def _needs(needs: Requirements) -> str:

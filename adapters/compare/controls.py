@@ -1,0 +1,45 @@
+"""Controls by name: what a gain of plugins has to beat beside the bare backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+CONTROLS = ("mlp", "shuffled", "no_losses")
+EXPLAINED = {
+    "mlp": "an MLP on the same content, with as many parameters as the plugins",
+    "shuffled": "the plugins, told the content and the factors of other items",
+    "no_losses": "the plugins with every loss of their own at weight 0",
+}
+
+
+def overrides(control: str, plugins: Sequence[str], parameters: int | None) -> dict[str, str]:
+    """What a control changes, as ``run_recbole`` takes it.
+
+    Args:
+        control: one of :data:`CONTROLS`.
+        plugins: whose control it is.
+        parameters: trained numbers of these plugins, for ``mlp``.
+    """
+    from recplug.plugins.registry import get
+    from recplug.plugins.settings import loss_weights
+
+    if control == "mlp":
+        return {"mlp.parameters": str(parameters)}
+    if control == "no_losses":
+        return {f"{name}.{key}": "0.0" for name in plugins for key in loss_weights(get(name).settings)}
+    found = {"shuffle_features": "true"}
+    return {**found, "factor_control": "shuffled"} if any(_needs_factors(name) for name in plugins) else found
+
+
+def applies(control: str, plugins: Sequence[str]) -> bool:
+    """Whether a control differs from what it controls: the bare backbone has none, an MLP no MLP."""
+    if control == "mlp":
+        return bool(plugins) and tuple(plugins) != ("mlp",)
+    return bool(plugins) and bool(overrides(control, plugins, None))
+
+
+def _needs_factors(name: str) -> bool:
+    from recplug.plugins.registry import get
+
+    plugin = get(name)
+    return plugin.requirements(plugin.settings()).factors
