@@ -15,12 +15,25 @@ copyright = "2026, the recplug authors"
 release = installed("recplug")
 version = ".".join(release.split(".")[:2])
 
-extensions = ["myst_parser", "sphinx_gallery.gen_gallery", "settings_tables"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_gallery.gen_gallery",
+    "settings_tables",
+    "command_tables",
+]
 source_suffix = {".rst": "restructuredtext", ".md": "markdown"}
 exclude_patterns = ["_build", "_tables", "gallery/*.ipynb", "gallery/*.py", "**sg_execution_times.rst"]
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # the sentences say what things are; signatures with every annotation hide the names
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+
+smartquotes_action = "qe"  # no dashes: options begin with two hyphens
 html_theme = "furo"
 html_title = f"recplug {release}"
 html_show_copyright = False
@@ -32,6 +45,7 @@ sphinx_gallery_conf = {
     "filename_pattern": r"/plot_",
     "ignore_pattern": r"(^|/)(?!plot_)[^/]*\.py$",
     "nested_sections": False,
+    "within_subsection_order": "gallery_order.Order",
     "abort_on_example_error": True,
     "download_all_examples": False,
     "show_memory": False,

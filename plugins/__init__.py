@@ -4,6 +4,7 @@ from recplug.plugins.contract import Augmentation, Context, Modality, Panel, Plu
 from recplug.plugins.errors import RecplugError
 from recplug.plugins.hookspecs import hookimpl
 from recplug.plugins.registry import available, get
+from recplug.plugins.search import Range
 from recplug.plugins.settings import PluginSettings, setting
 from recplug.plugins.step import Batch, Step
 
@@ -15,6 +16,7 @@ __all__ = [
     "Panel",
     "Plugin",
     "PluginSettings",
+    "Range",
     "RecplugError",
     "Requirements",
     "Step",

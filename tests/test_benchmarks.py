@@ -21,25 +21,6 @@ def cells(paired, rows, seeds, **about):
     return [paired.Filled(about, {"m": np.array(row)}, seed) for row, seed in zip(rows, seeds, strict=True)]
 
 
-def test_recall_and_ndcg_are_those_of_a_loop(paired):
-    rng = np.random.default_rng(0)
-    user = rng.choice(["b", "c", "a", "d"], 40)
-    rank = np.concatenate([rng.permutation(60)[: (user == u).sum()] + 1 for u in "abcd"])
-    user = np.sort(user)
-    shuffle = rng.permutation(40)
-    for k in (3, 10, 20):
-        hits, gains = [], []
-        for name in "abcd":
-            own = rank[user == name]
-            hits.append(np.mean([r <= k for r in own]))
-            best = sum(1 / np.log2(place + 1) for place in range(1, min(k, len(own)) + 1))
-            gains.append(sum(1 / np.log2(r + 1) for r in own if r <= k) / best)
-        for measure, truth in ((paired.recall_by_user, hits), (paired.ndcg_by_user, gains)):
-            users, found = measure(user[shuffle], rank[shuffle], k)
-            assert list(users) == list("abcd")
-            np.testing.assert_allclose(found, truth)
-
-
 def test_p_is_the_share_of_sign_flips_that_are_as_far(paired):
     difference = np.array([0.3, -0.1, 0.2, 0.4, 0.0, 0.25, -0.05, 0.15])
     base = np.linspace(0.1, 0.8, 8)

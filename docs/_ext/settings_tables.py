@@ -16,6 +16,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
+from recplug.plugins.search import search_text
 from recplug.plugins.settings import limits, type_name
 
 CODE = re.compile(r"``(?P<double>.+?)``|:[\w:]+:`~?(?P<role>.+?)`|`(?P<single>.+?)`", re.DOTALL)
@@ -61,8 +62,7 @@ def settings_table(plugin: Any) -> nodes.table:
         allowed = f"{kind}, {bounds}" if bounds else kind
         description = field.description
         if search is not None:
-            worth = " .. ".join(map(str, search)) if isinstance(search, tuple) else ", ".join(map(str, search))
-            description = f"{description} (Worth searching: {worth}.)"
+            description = f"{description} (Worth searching: {search_text(search)}.)"
         default = field.get_default(call_default_factory=True)
         rows.append([code(f"{plugin.name}.{name}"), code(default), allowed, more.get("paper", ""), description])
     return table(["field", "default", "range", "paper", "description"], rows, [26, 10, 18, 14, 42])

@@ -33,6 +33,7 @@ from recplug.plugins.testing.graphs import check_padding_alone as check_padding_
 from recplug.plugins.testing.graphs import check_without_interactions as check_without_interactions
 from recplug.plugins.testing.leaks import check_no_future as check_no_future
 from recplug.plugins.testing.leaks import check_no_target as check_no_target
+from recplug.plugins.testing.losses import check_no_losses as check_no_losses
 from recplug.plugins.testing.rules import CHECKS, BrokenContract, require, rule
 from recplug.plugins.testing.scores import check_pairs as check_pairs
 from recplug.plugins.testing.scores import check_training_pairs as check_training_pairs

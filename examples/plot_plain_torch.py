@@ -1,18 +1,27 @@
-"""PRISM in a plain PyTorch training loop, twice: attached to a model, and as an ``nn.Module`` in the model's own code.
+"""
+Your own backbone in plain torch
+================================
 
-Run it as it stands (under a minute on one core)::
+PRISM in a plain PyTorch training loop, twice: attached to a model, and as an ``nn.Module`` in the model's own code. No
+RecBole: the model, the batches and the loop are this page's own, as they would be yours.
 
-    python examples/plain_torch.py --epochs 3 --users 1500
+As a script it takes options::
+
+    python plot_plain_torch.py --epochs 3 --users 1500
 
 Data: a cut of the bundled ``amazon-scientific`` (research only; see ``recplug data list``).
 """
 
-from __future__ import annotations
+# %%
+# The data
+# --------
+# Histories of items by user, the item tokens, and content vectors in the order of the items.
 
 import argparse
 import csv
 from collections import defaultdict
 
+import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -25,7 +34,6 @@ from recplug.plugins.prism import Prism, PrismSettings
 WIDTH, LENGTH, BATCH = 64, 20, 128
 
 
-# %% The data: histories of items by user, the item tokens, and content vectors in the order of the items.
 def read(users):
     folder = bundled()["amazon-scientific"].directory
     with open(folder / "amazon-scientific.inter", encoding="utf-8") as file:
@@ -45,7 +53,12 @@ def pad(sequences):
     return torch.tensor([items + [0] * (LENGTH - len(items)) for items in lasts])
 
 
-# %% The model: anybody's. All that matters is an ``nn.Embedding`` of items.
+# %%
+# The model
+# ---------
+# Anybody's. All that matters is an ``nn.Embedding`` of items.
+
+
 class GRU(nn.Module):
     def __init__(self, n_items):
         super().__init__()
@@ -83,12 +96,19 @@ def batches(histories):
         yield pad([pairs[i][0] for i in chosen]), torch.tensor([pairs[i][1] for i in chosen])
 
 
-# %% 1. ``attach``: the model stays as it is, its table gives augmented rows, and the loss gets one more term.
+# %%
+# Attach a plugin
+# ---------------
+# The model stays as it is, its table gives augmented rows, and the loss gets one more term. With no plugins it is the
+# bare model.
+
+
 def attached(tokens, histories, files, epochs, plugins):
     torch.manual_seed(0)
     model = GRU(len(tokens))
     attachment = attach(model, plugins=plugins, features=files, item_tokens=tokens)
     optimiser = torch.optim.Adam(model.parameters(), lr=2e-3)  # after attach, so that it trains the plugin too
+    curve = []
     for epoch in range(epochs):
         model.train()
         total = 0.0
@@ -101,11 +121,17 @@ def attached(tokens, histories, files, epochs, plugins):
             total += loss.item()
         parts = "  ".join(f"{name} {value.item():.3f}" for name, value in attachment.losses.items())
         hits = hit_rate(model, model.encode, histories)
+        curve.append(hits)
         print(f"{'+'.join(['GRU', *plugins]):<16} epoch {epoch}  loss {total:8.2f}  HR@10 {hits:.4f}  {parts}".rstrip())
-    return attachment
+    return curve
 
 
-# %% 2. PRISM as a plain module, called where the model's own code wants it.
+# %%
+# Or call it yourself
+# -------------------
+# PRISM as a plain module, where the model's own code wants it: here for histories alone, and not for what is scored.
+
+
 def by_hand(tokens, histories, files, epochs):
     torch.manual_seed(0)
     model = GRU(len(tokens))
@@ -113,6 +139,7 @@ def by_hand(tokens, histories, files, epochs):
     settings = PrismSettings(candidates="id")  # histories are fused, and scored against the model's own rows
     model.prism = Prism(modalities=modalities, width=WIDTH, settings=settings)
     optimiser = torch.optim.Adam(model.parameters(), lr=2e-3)
+    curve = []
 
     def encode(sequence):
         return model.read(model.prism(model.items(sequence), sequence), sequence)
@@ -128,19 +155,37 @@ def by_hand(tokens, histories, files, epochs):
             optimiser.step()
             total += loss.item()
         hits = hit_rate(model, encode, histories)
+        curve.append(hits)
         print(f"GRU with Prism() epoch {epoch}  loss {total:8.2f}  HR@10 {hits:.4f}")
+    return curve
 
 
-def main():
-    options = argparse.ArgumentParser(description="PRISM in a plain PyTorch training loop.")
-    options.add_argument("--epochs", type=int, default=3)
-    options.add_argument("--users", type=int, default=1500)
-    given = options.parse_args()
-    data = read(given.users)
-    attached(*data, given.epochs, [])
-    attached(*data, given.epochs, ["prism"])
-    by_hand(*data, given.epochs)
+# %%
+# Train all three
+# ---------------
 
+options = argparse.ArgumentParser(description="PRISM in a plain PyTorch training loop.")
+options.add_argument("--epochs", type=int, default=3)
+options.add_argument("--users", type=int, default=1500)
+given = options.parse_args()
+data = read(given.users)
+curves = {
+    "GRU": attached(*data, given.epochs, []),
+    "GRU with PRISM attached": attached(*data, given.epochs, ["prism"]),
+    "GRU that calls Prism()": by_hand(*data, given.epochs),
+}
 
-if __name__ == "__main__":
-    main()
+# %%
+# What came of it
+# ---------------
+# Hits among the first ten of all items, for each user's last item. The attached one scores against augmented rows, the
+# third against the model's own. One seed and a few epochs: a look, no comparison.
+
+figure, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
+for (name, hits), style in zip(curves.items(), ("s--", "o-", "^:"), strict=True):
+    axes.plot(hits, style, label=name)
+axes.set(xlabel="epoch", ylabel="HR@10", title="one model, without and with PRISM", ylim=(0, None))
+axes.xaxis.get_major_locator().set_params(integer=True)
+axes.spines[["top", "right"]].set_visible(False)
+axes.legend(frameon=False)
+plt.show()
