@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from functools import cache
+from functools import cache, lru_cache
 from importlib.metadata import entry_points
 
 import pluggy
@@ -55,8 +55,9 @@ def manager() -> pluggy.PluginManager:
     return manager
 
 
-@cache
-def _plugins() -> dict[str, Plugin]:
+@lru_cache(maxsize=1)
+def _plugins(registered: frozenset[object]) -> dict[str, Plugin]:
+    """By name; asked for anew where another package has been registered, by a script or a notebook."""
     found: dict[str, Plugin] = {}
     for plugin in _provided():
         validate(plugin)
@@ -102,7 +103,7 @@ def validate(plugin: Plugin) -> None:
 
 def available() -> dict[str, Plugin]:
     """Every installed plugin by name."""
-    return dict(_plugins())
+    return dict(_plugins(frozenset(manager().get_plugins())))
 
 
 def get(name: str) -> Plugin:
@@ -111,7 +112,7 @@ def get(name: str) -> Plugin:
     Raises:
         RecplugError: if there is none, with the nearest name.
     """
-    plugins = _plugins()
+    plugins = available()
     if name not in plugins:
         hint = did_you_mean(name, plugins)
         raise RecplugError(f"no plugin '{name}'{hint}; installed: {', '.join(plugins) or 'none'}")

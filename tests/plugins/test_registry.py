@@ -154,3 +154,13 @@ def test_hook_calls_can_be_traced(install, monkeypatch, capsys):
     install(mine=Package(lambda: plugin("mine")))
     registry.manager().hook.recplug_epoch_start(model=None, epoch=3)
     assert "recplug_epoch_start" in capsys.readouterr().err
+
+
+def test_what_a_script_registers_is_known_at_once(install):
+    install()
+    assert available() == {}
+    late = Package(lambda: plugin("late"))
+    registry.manager().register(late)
+    assert get("late").name == "late"
+    registry.manager().unregister(late)
+    assert available() == {}

@@ -171,11 +171,9 @@ def probes():
     packages = [Package(probe_plugin(augmentation, seam)) for augmentation, seam in seams.items()]
     for package in packages:
         registry.manager().register(package)
-    registry._plugins.cache_clear()
     yield
     for package in packages:
         registry.manager().unregister(package)
-    registry._plugins.cache_clear()
 
 
 def histories():

@@ -134,11 +134,9 @@ def plugins():
     ]
     for package in packages:
         registry.manager().register(package)
-    registry._plugins.cache_clear()
     yield
     for package in packages:
         registry.manager().unregister(package)
-    registry._plugins.cache_clear()
 
 
 def write_shop(root, name, *, people, items, seed, user="user_id", columns=True, least=4):

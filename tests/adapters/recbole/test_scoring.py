@@ -87,11 +87,9 @@ def gates(probes):
     packages = [Package(plugin_of(augmentation)) for augmentation in (Gate, Other)]
     for package in packages:
         registry.manager().register(package)
-    registry._plugins.cache_clear()
     yield
     for package in packages:
         registry.manager().unregister(package)
-    registry._plugins.cache_clear()
 
 
 def predicted(model, users, items=None):
