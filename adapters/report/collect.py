@@ -204,6 +204,7 @@ def _settings(path: Path) -> list[Setting]:
         if entry is None:
             continue
         indent, key, text, origin = entry.groups()
+        key = key.strip("'")  # YAML's way with a key like NO
         if text is None:
             block = f"{key}."
         else:

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from recplug.adapters.recbole.rundir import RunDirectory
@@ -23,6 +23,7 @@ ORIGIN = st.sampled_from(["given", "RecBole", "recplug", "the run", "my file.yam
 
 @settings(max_examples=60, deadline=None)
 @given(st.dictionaries(KEY, st.tuples(VALUE, ORIGIN), max_size=6), st.dictionaries(KEY, st.tuples(PLAIN, ORIGIN)))
+@example({}, {"NO": (None, "given")})
 def test_settings_are_those_that_were_written(tmp_path_factory, flat, nested):
     flat.pop("Plugin_", None)
     values = {key: value for key, (value, _) in flat.items()} | {"Plugin_": {k: v for k, (v, _) in nested.items()}}
