@@ -314,6 +314,23 @@ class Augmentation(nn.Module):
 
 
 @dataclass(frozen=True)
+class Preset:
+    """A named set of values: a paper's equations as they stand, or its authors' code.
+
+    Attributes:
+        summary: one sentence: whose values these are, and what they differ in.
+        settings: the plugin's settings where they differ from the defaults.
+        host: the backbone's and the trainer's values that the source fixes, by the host's own keys.
+        was: earlier names of this preset, which still work, with a note.
+    """
+
+    summary: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    host: Mapping[str, Any] = field(default_factory=dict)
+    was: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Plugin:
     """A named contribution, returned by the ``recplug_plugin`` hook.
 
@@ -325,6 +342,10 @@ class Plugin:
         requirements: what it needs, given its settings.
         build: makes the augmentation for one backbone; runs in a forked random state.
         identity: the settings at which it adds nothing, for the contract tests.
+        presets: named sets of settings by name, besides ``recplug``, the defaults.
+        ablations: the paper's words for each variant of its ablation study, and the settings that make it.
+        mechanisms: what the summary claims, in its words, and the settings that switch just that off; the contract
+            kit checks that scores differ, at the defaults, from those without it.
     """
 
     name: str
@@ -334,3 +355,6 @@ class Plugin:
     requirements: Callable[[Any], Requirements]
     build: Callable[[Any, Context], Augmentation]
     identity: Mapping[str, Any]
+    presets: Mapping[str, Preset] = field(default_factory=dict)
+    ablations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    mechanisms: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

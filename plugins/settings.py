@@ -13,6 +13,7 @@ from recplug.plugins.errors import RecplugError, did_you_mean
 from recplug.plugins.search import Search, check_searches
 
 S = TypeVar("S", bound="PluginSettings")
+NONZERO = "nonzero"  # of a weight: a condition in ``setting(when=...)``
 
 
 class PluginSettings(BaseModel):
@@ -62,6 +63,7 @@ def setting(
     paper: str = "ours",
     search: Search | None = None,
     loss_weight: bool = False,
+    when: Mapping[str, Any] | None = None,
     **limits: Any,
 ) -> Any:
     """One documented setting.
@@ -72,9 +74,11 @@ def setting(
         paper: the paper's symbol and equation, or ``"ours"``.
         search: what ``recplug tune`` tries: a list of choices, or a :class:`~recplug.plugins.search.Range`.
         loss_weight: whether this multiplies a loss of the plugin's own, which 0 switches off: the control "no losses".
+        when: when the setting acts at all: by another setting's name, the values of it (a tuple) at which this one is
+            read, or :data:`NONZERO`; the key ``"family"`` is the backbone's family. All must hold; None: always.
         **limits: pydantic's constraints, such as ``ge=0``; pydantic refuses an unknown one with a warning.
     """
-    extra: dict[str, Any] = {"paper": paper, "search": search, "loss_weight": loss_weight}
+    extra: dict[str, Any] = {"paper": paper, "search": search, "loss_weight": loss_weight, "when": when}
     return Field(default, description=description, json_schema_extra=extra, **limits)
 
 
@@ -82,6 +86,45 @@ def loss_weights(model: type[PluginSettings]) -> list[str]:
     """The settings that are weights of the plugin's own losses; all of them at 0 leave the host's loss alone."""
     extras = {name: field.json_schema_extra for name, field in model.model_fields.items()}
     return [name for name, extra in extras.items() if isinstance(extra, Mapping) and extra.get("loss_weight")]
+
+
+def idle(settings: PluginSettings, *, family: str | None = None) -> dict[str, str]:
+    """The settings that nothing reads at these values of the others, and the condition that is not met.
+
+    Args:
+        settings: the resolved settings.
+        family: the backbone's family, where it is known; None takes conditions on it as met.
+
+    Returns:
+        By name, for example ``{"order": "fusion is cp"}``: what would have to hold.
+    """
+    found: dict[str, str] = {}
+    for name, spec in type(settings).model_fields.items():
+        extra = spec.json_schema_extra
+        conditions = extra.get("when") if isinstance(extra, Mapping) else None
+        missing = [
+            condition_text(key, wanted)
+            for key, wanted in (conditions or {}).items()  # type: ignore[union-attr]
+            if not _holds(family if key == "family" else getattr(settings, key), wanted, unknown=key == "family")
+        ]
+        if missing:
+            found[name] = " and ".join(missing)
+    return found
+
+
+def _holds(value: Any, wanted: Any, *, unknown: bool) -> bool:
+    if value is None and unknown:
+        return True
+    if wanted == NONZERO:
+        return bool(value)
+    return value in (wanted if isinstance(wanted, tuple) else (wanted,))
+
+
+def condition_text(key: str, wanted: Any) -> str:
+    """A condition of ``setting(when=...)`` for readers: ``fusion is cp or user``."""
+    if wanted == NONZERO:
+        return f"{key} is not 0"
+    return f"{key} is {' or '.join(map(str, wanted if isinstance(wanted, tuple) else (wanted,)))}"
 
 
 def parse_settings(plugin: str, model: type[S], values: Mapping[str, Any]) -> S:
