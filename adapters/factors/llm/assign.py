@@ -177,7 +177,8 @@ class _Run:
         if answer.refusal is not None:
             return jobs, "refused", [answer.refusal]
         reading = read_assignment(answer.text, self.schema, len(jobs))
-        rows = {jobs[place].key: json.dumps(row, ensure_ascii=False) for place, row in sorted(reading.rows.items())}
+        whole = {place: row for place, row in reading.rows.items() if len(row) == len(self.schema.factors)}
+        rows = {jobs[place].key: json.dumps(row, ensure_ascii=False) for place, row in sorted(whole.items())}
         self._keep({key: self.sender.entry(text, "ok", answer.model) for key, text in rows.items()})
         left = [job for job in jobs if job.key not in rows]
         if answer.finish in ("length", "content_filter"):

@@ -23,6 +23,8 @@ from recplug.plugins.errors import RecplugError, did_you_mean
 
 CAP = 1_500  # characters of one item, all columns together
 _PRIVATE = re.compile(r"(?:^|[^a-z])(?:user|review|interaction)")
+# What chat templates tell turns by, tags aside: servers read it as such, wherever it stands.
+_MARKS = re.compile(r"<\|[^<>|]{0,40}\|?>|\[/?(?:INST|SYSTEM_PROMPT)\]|<</?SYS>>")
 _MAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
 # Plain runs of digits are sizes and part numbers far more often than telephones.
 _PHONE = re.compile(
@@ -102,16 +104,28 @@ def read_items(
 
 
 def clean(text: str) -> str:
-    """Plain text on one line: NFKC, no HTML, no control or zero-width characters, mail and telephone redacted.
+    """Plain text on one line: NFKC, no HTML, no control or zero-width characters, no marks of chat templates, mail and
+    telephone redacted.
 
     Cleaning twice changes nothing, so a tag that was escaped twice does not come back.
     """
     before = None
     while text != before:
         before = text
-        text = plain(unicodedata.normalize("NFKC", text))
+        text = plain(_MARKS.sub(" ", unicodedata.normalize("NFKC", text)))
         text = _PHONE.sub("[phone]", _MAIL.sub("[mail]", text))
     return text
+
+
+def singular(word: str) -> str:
+    """An English word in the singular, as far as its ending tells."""
+    if len(word) > 4 and word.endswith("ies"):
+        return word[:-3] + "y"
+    if len(word) > 4 and word.endswith(("sses", "shes", "ches", "xes")):
+        return word[:-2]
+    if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")):
+        return word[:-1]
+    return word
 
 
 def clean_fields(raw: Mapping[str, str]) -> dict[str, str]:

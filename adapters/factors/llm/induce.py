@@ -23,7 +23,7 @@ from pydantic import BaseModel, Field
 
 from recplug.adapters.factors.llm.answers import read_object
 from recplug.adapters.factors.llm.asking import Asker
-from recplug.adapters.factors.llm.content import Item, clean, distinct
+from recplug.adapters.factors.llm.content import Item, clean, distinct, singular
 from recplug.adapters.factors.llm.prompts import first_index, merge_request, proposal_request
 from recplug.adapters.factors.llm.sending import Sender, for_each
 from recplug.adapters.factors.llm.trial import Limits, trial_line
@@ -160,19 +160,9 @@ def canonical(name: str) -> str:
     plain = folded(clean(name))
     words = "".join(c if unicodedata.category(c)[0] in "LNM" else " " for c in plain).split()
     if words:
-        words[-1] = _singular(words[-1])
+        words[-1] = singular(words[-1])
     joined = " ".join(words)
     return SYNONYMS.get(joined, joined)
-
-
-def _singular(word: str) -> str:
-    if len(word) > 4 and word.endswith("ies"):
-        return word[:-3] + "y"
-    if len(word) > 4 and word.endswith(("sses", "shes", "ches", "xes")):
-        return word[:-2]
-    if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")):
-        return word[:-1]
-    return word
 
 
 # --- step 1 ---

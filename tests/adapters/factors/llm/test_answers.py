@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from recplug.adapters.factors.llm.answers import read_assignment, read_object, read_words
+from recplug.adapters.factors.llm.answers import declined, read_assignment, read_object, read_words
 from recplug.adapters.factors.llm.prompts import first_index
 from recplug.adapters.factors.schema import FactorSchema, FactorSpec, Value
 from recplug.plugins.errors import RecplugError
@@ -53,36 +53,121 @@ def answer(*rows):
 def test_what_is_meant_is_read(text):
     reading = read_assignment(text, SCHEMA, 2)
     assert reading.rows == {0: RIGHT, 1: RIGHT}
-    assert reading.missing(2) == []
 
 
-@pytest.mark.parametrize("said", ["unknown", "Unknown ", "", None, []], ids=repr)
+@pytest.mark.parametrize(
+    "said", ["unknown", "Unknown ", "", None, [], "N/A", "none", "Not specified", ["None"]], ids=repr
+)
 def test_unknown_is_no_value(said):
     assert read_assignment(answer(row(11, said)), SCHEMA, 1).rows == {0: RIGHT | {"material": ()}}
 
 
 @pytest.mark.parametrize(
-    ("broken", "word"),
+    ("wrong", "lost", "word"),
     [
-        (row(11, "plutonium"), "plutonium"),
-        (row(11, ["wood", "steel"]), "only one value"),
-        (row(11, True), "must be text"),
-        (row(11, {"value": "wood"}), "must be text"),
-        (row(11, use=["indoor", "plutonium"]), "plutonium"),
-        ({"index": 11, "material": "wood", "decade": "1990"}, '"use": is missing'),
-        (row(11, MATERIAL="steel"), "must be text"),
-        (row(True), "none of"),
-        (row("eleven"), "none of"),
-        (row(11) | {"index": None}, "none of"),
+        ({"material": "plutonium"}, "material", "plutonium"),
+        ({"material": ["wood", "steel"]}, "material", "only one value"),
+        ({"material": True}, "material", "must be text"),
+        ({"material": {"value": "wood"}}, "material", "must be text"),
+        ({"use": ["indoor", "plutonium"]}, "use", "plutonium"),
+        ({"use": ...}, "use", '"use": is missing'),
+        ({"MATERIAL": "steel"}, "material", "twice"),
     ],
     ids=str,
 )
-def test_a_row_that_is_not_right_is_not_there_and_the_other_is(broken, word):
+def test_a_factor_that_cannot_be_read_is_not_there_and_the_others_are(wrong, lost, word):
+    broken = {key: value for key, value in (row(11) | wrong).items() if value is not ...}
     reading = read_assignment(answer(broken, row(12)), SCHEMA, 2)
+    assert reading.rows == {0: {name: values for name, values in RIGHT.items() if name != lost}, 1: RIGHT}
+    assert any(word in problem and problem.startswith("index 11: ") for problem in reading.problems), reading.problems
+
+
+@pytest.mark.parametrize("index", [True, "eleven", None, 1, 13], ids=str)
+def test_a_row_of_no_item_is_nobodys(index):
+    reading = read_assignment(answer(row(index), row(12)), SCHEMA, 2)
     assert reading.rows == {1: RIGHT}
-    assert reading.missing(2) == [0]
-    assert any(word in problem for problem in reading.problems), reading.problems
-    assert any(problem.startswith("index 11 ") for problem in reading.problems)
+    assert any("none of" in problem for problem in reading.problems)
+    assert "index 11 has no row that is right" in reading.problems
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [("woods", "wood"), ("Soft_Touch", "soft touch"), ("soft-touches", "soft touch"), ("hard_wearing", "hard-wearing")],
+)
+def test_number_underscores_and_hyphens_do_not_count(said, meant):
+    values = tuple(Value(name=name) for name in ("wood", "soft touch", "hard-wearing"))
+    schema = FactorSchema(factors=(FactorSpec(name="feel", values=values),))
+    assert read_assignment(answer({"index": 11, "feel": said}), schema, 1).rows == {0: {"feel": (meant,)}}
+
+
+def test_a_spelling_that_may_mean_two_values_is_told_back():
+    schema = FactorSchema(factors=(FactorSpec(name="f", values=(Value(name="a-b"), Value(name="a b"))),))
+    reading = read_assignment(answer({"index": 11, "f": "A_B"}), schema, 1)
+    assert reading.rows == {}
+    assert '"A_B" is not one of its values' in " ".join(reading.problems)
+
+
+BROKEN = {
+    "commas too many": '{"items": [{"index": 11, "material": "wood", "decade": "1990", "use": ["indoor", "grün",],},]}',
+    "single quotes": "{'items': [{'index': 11, 'material': 'wood', 'decade': '1990', 'use': ['indoor', 'grün']}]}",
+    "no quotes": "{items: [{index: 11, material: wood, decade: 1990, use: [indoor, grün]}]}",
+    "a comma too few": '{"items": [{"index": 11, "material": "wood" "decade": "1990", "use": ["indoor", "grün"]}]}',
+    "a comment": '[{"index": 11, // the chair\n "material": "wood", "decade": "1990", "use": ["indoor", "grün"]}]',
+    "curly quotes": "{“index”: 11, “material”: “wood”, “decade”: “1990”, “use”: [“indoor”, “grün”]}",
+    "no end": '{"items": [{"index": 11, "material": "wood", "decade": "1990", "use": ["indoor", "grün",],',
+}
+
+
+@pytest.mark.parametrize("text", BROKEN.values(), ids=BROKEN)
+def test_broken_json_is_read_where_a_row_is_whole(text):
+    expected = {0: RIGHT} if "}" in text else {}
+    reading = read_assignment(text, SCHEMA, 1)
+    assert reading.rows == expected
+    assert bool(reading.problems) != bool(expected)
+
+
+def test_what_is_cut_or_doubled_in_broken_json_is_not_read():
+    cut = FactorSchema(factors=(FactorSpec(name="f", values=(Value(name="steel"), Value(name="steel wire"))),))
+    assert read_assignment('[{"index": 11, "f": "steel', cut, 1).rows == {}
+    twice = '{"index": 11, "material": "wood", "decade": "1990", "use": [], "index": 12, "material": "steel",}'
+    reading = read_assignment(f"[{twice}]", SCHEMA, 2)
+    assert reading.rows == {}
+    assert any("broken near" in problem for problem in reading.problems)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_damaged_rows_give_no_wrong_label(data):
+    """Each item has labels of its own; characters of the form are deleted and put in at random."""
+    choices = [("wood", "1990", ("indoor",)), ("steel", "other", ("grün",)), ("wood", "other", ("indoor", "grün"))]
+    truth = {place: choices[place % 3] for place in range(5)}
+    text = answer(*(row(11 + place, *labels) for place, labels in truth.items()))
+    for _ in range(data.draw(st.integers(1, 6))):
+        at = data.draw(st.integers(0, len(text) - 1))
+        if data.draw(st.booleans()):
+            text = text[:at] + data.draw(st.sampled_from(list(",:{}[]\"' \n"))) + text[at:]
+        elif not text[at].isalnum():
+            text = text[:at] + text[at + 1 :]
+    for place, found in read_assignment(text, SCHEMA, 5).rows.items():
+        for name, label in zip(("material", "decade"), truth[place], strict=False):
+            assert found.get(name, ()) in ((), (label,)), text
+        assert found.get("use", ()) in ((), truth[place][2]), text
+
+
+@pytest.mark.parametrize(
+    ("said", "refusal"),
+    [
+        ("I'm sorry, but I can't help with that.", True),
+        ("I cannot label these products.", True),
+        ("Unfortunately, I am unable to do so.", True),
+        ("<think>{}</think>\nSorry, no.", True),
+        ('I\'m sorry it took so long: {"items": []}', False),
+        ("The first item is a lovely chair.", False),
+        ("", False),
+    ],
+)
+def test_a_refusal_in_plain_words_is_one(said, refusal):
+    assert declined(said) is refusal
 
 
 def test_two_answers_about_one_item_contradict_each_other():
@@ -104,7 +189,7 @@ def test_items_that_are_numbered_anew_get_no_labels(begin, n):
 
 def test_a_cut_answer_keeps_its_whole_rows():
     text = answer(row(11), row(12), row(13))
-    assert read_assignment(text[: text.index('"index": 13') + 30], SCHEMA, 3).missing(3) == [2]
+    assert set(read_assignment(text[: text.index('"index": 13') + 30], SCHEMA, 3).rows) == {0, 1}
 
 
 @pytest.mark.parametrize(
@@ -144,10 +229,8 @@ def test_garbage_never_gives_a_value_outside_the_vocabulary(text, n):
     reading = read_assignment(text, SCHEMA, n)
     assert set(reading.rows) <= set(range(n))
     for found in reading.rows.values():
-        assert {factor: set(values) <= VALUES[factor] for factor, values in found.items()} == dict.fromkeys(
-            VALUES, True
-        )
-        assert all(len(found[factor]) <= 1 for factor in ("material", "decade"))
+        assert all(set(values) <= VALUES[factor] for factor, values in found.items())
+        assert all(len(found.get(factor, ())) <= 1 for factor in ("material", "decade"))
 
 
 @settings(max_examples=150, deadline=None)
@@ -181,8 +264,7 @@ def test_valid_rows_always_survive_their_company(n, data):
         }
         for i, found in rows.items()
     }
-    assert reading.rows == expected
-    assert reading.missing(n) == [i for i in range(n) if i not in valid]
+    assert {i: found for i, found in reading.rows.items() if i in valid} == expected
 
 
 def test_free_words_are_read_row_by_row():
@@ -190,7 +272,7 @@ def test_free_words_are_read_row_by_row():
         {"index": 11, "material": " solid  oak ", "use": "Unknown"}, {"index": 12, "material": 3, "use": "x"},
     ]})  # fmt: skip
     reading = read_words(text, ["material", "use"], 2)
-    assert reading.rows == {0: {"material": ("solid oak",), "use": ()}}
+    assert reading.rows == {0: {"material": ("solid oak",), "use": ()}, 1: {"use": ("x",)}}
     assert any(problem.startswith("index 12") for problem in reading.problems)
 
 
