@@ -114,7 +114,7 @@ def _ray() -> list[Finding]:
 def _remedies() -> list[Finding]:
     if _version("recbole") is None:
         return [Finding("remedies", "note", "not looked at without RecBole", "install RecBole first")]
-    from recplug.adapters.recbole.compat import REMEDIES
+    from recplug.adapters.recbole.compat.remedies import REMEDIES
 
     return [
         Finding(f"remedy: {remedy.name}", "ok", f"{'active' if remedy.needed() else 'not needed here'}; {remedy.why}")
@@ -134,7 +134,7 @@ def _torchvision() -> list[Finding]:
             )
         ]
     # In a process of its own: what an import leaves behind, or leaves out, stays there.
-    script = "from recplug.adapters.imports import torchvision; print(torchvision())"
+    script = "from recplug.adapters.optional_imports import torchvision; print(torchvision())"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]

@@ -22,9 +22,9 @@ from pathlib import Path
 
 import numpy as np
 
-from recplug.adapters.data import profiles
+from recplug.adapters.data import factor_profiles
 from recplug.adapters.data.convert import PARTS, convert
-from recplug.adapters.data.newcomers import APART, GROUP, last_apart
+from recplug.adapters.data.held_out_nodes import APART, GROUP, last_apart
 from recplug.adapters.data.recipes import RECIPES
 from recplug.adapters.features import FeatureTable, Provenance, from_npy
 
@@ -108,7 +108,7 @@ def factors(output: Path) -> None:
     """The factor profiles of both Scientific sets, from the texts that are there."""
     for name in (NAME, FULL):
         lines = (output / name / f"{name}.item").read_text(encoding="utf-8").splitlines()
-        table = profiles.scientific(dict(line.split("\t", 1) for line in lines[1:]))
+        table = factor_profiles.scientific(dict(line.split("\t", 1) for line in lines[1:]))
         table.save(output / name / f"{name}.factors.json")
         print(f"{name}.factors.json: {len(table.schema.factors)} factors, sha256 {table.sha256}")
 

@@ -30,7 +30,7 @@ import psutil
 import torch
 from PIL import Image
 
-from recplug.adapters import imports
+from recplug.adapters import optional_imports
 from recplug.adapters.data import bundled
 from recplug.adapters.features import FeatureTable
 from recplug.adapters.features.encoders import open_encoder
@@ -112,7 +112,7 @@ def texts(n: int, count: int, place: Path) -> None:
     rows = [f"t{i}\t{draw.choice(titles)}; {draw.choice(titles)}" for i in range(n)]
     (place / "b.item").write_text("\n".join(["item_id:token\ttext:token_seq", *rows]) + "\n", encoding="utf-8")
     items = text_items(place, "b")
-    library = imports.library("sentence_transformers").SentenceTransformer(str(minilm), device="cpu")
+    library = optional_imports.library("sentence_transformers").SentenceTransformer(str(minilm), device="cpu")
     encoder = open_encoder(f"sentence-transformers:{minilm}", "text", device="cpu")
     made: dict[str, Any] = {}
 
@@ -130,7 +130,7 @@ def texts(n: int, count: int, place: Path) -> None:
 
 def images(n: int, count: int, workers: int, place: Path) -> None:
     """A CLIP on generated pictures."""
-    transformers = imports.library("transformers")
+    transformers = optional_imports.library("transformers")
     clip = transformers.CLIPConfig(
         vision_config={"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6, "intermediate_size": 1536}
     )

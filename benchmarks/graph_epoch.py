@@ -31,10 +31,10 @@ from step_overhead import random_factors
 
 from recplug.adapters.features import FeatureTable
 from recplug.adapters.recbole import augment
-from recplug.adapters.recbole.compat import recbole_compat
-from recplug.adapters.recbole.config import make_config, model_class
-from recplug.adapters.recbole.fast import fast_adjacency_building, fast_forward, use_fast_products
-from recplug.adapters.recbole.sampling import eval_batch_size, use_fast_sampling, use_fused_adam
+from recplug.adapters.recbole.compat.remedies import recbole_compat
+from recplug.adapters.recbole.config.host_config import make_config, model_class
+from recplug.adapters.recbole.data.sampling import eval_batch_size, use_fast_sampling, use_fused_adam
+from recplug.adapters.recbole.graft.fast_products import fast_adjacency_building, fast_forward, use_fast_products
 from recplug.plugins import available
 
 HOST, NAME, BATCH, WIDTH = "LightGCN", "baby", 2048, 128

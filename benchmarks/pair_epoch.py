@@ -25,10 +25,10 @@ from recbole.utils import get_trainer, init_seed
 
 from recplug.adapters.data import locate
 from recplug.adapters.recbole import augment
-from recplug.adapters.recbole.compat import recbole_compat
-from recplug.adapters.recbole.config import make_config, model_class
-from recplug.adapters.recbole.sampling import use_fast_sampling, use_fused_adam
-from recplug.adapters.recbole.splits import make_loaders
+from recplug.adapters.recbole.compat.remedies import recbole_compat
+from recplug.adapters.recbole.config.host_config import make_config, model_class
+from recplug.adapters.recbole.data.loaders import make_loaders
+from recplug.adapters.recbole.data.sampling import use_fast_sampling, use_fused_adam
 from recplug.plugins.contract import Modality
 from recplug.plugins.micrec.neighbours import content_vectors, nearest
 

@@ -29,8 +29,8 @@ from recplug.adapters.data import bundled
 from recplug.adapters.factors import FactorSchema, FactorSpec, FactorTable, Value
 from recplug.adapters.features import FeatureTable
 from recplug.adapters.recbole import augment
-from recplug.adapters.recbole.compat import recbole_compat
-from recplug.adapters.recbole.config import make_config, model_class
+from recplug.adapters.recbole.compat.remedies import recbole_compat
+from recplug.adapters.recbole.config.host_config import make_config, model_class
 
 VARIANTS = {  # name: (plugins, trim_padding)
     "bare": ([], False),

@@ -24,9 +24,9 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 from recplug.adapters import data
-from recplug.adapters.data.checking import read_atomic
+from recplug.adapters.data.check import read_atomic
 from recplug.adapters.recbole import load, run
-from recplug.adapters.recbole.unseen import evaluate_new
+from recplug.adapters.recbole.finished.new_nodes import evaluate_new
 
 NAME = "amazon-baby-small"
 place = Path(tempfile.mkdtemp())

@@ -87,7 +87,7 @@ def test_numbers_are_those_of_the_published_table(cards, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_settings_are_known(cards, name):
     from recplug.adapters.recbole import augment
-    from recplug.adapters.recbole.config import model_class
+    from recplug.adapters.recbole.config.host_config import model_class
     from recplug.plugins import get
 
     card = cards.every()[name]

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from recplug.adapters.cli.common import UsageError, say
+from recplug.adapters.console import UsageError, say
 
 if TYPE_CHECKING:
-    from recplug.adapters.compare.asked import Asked
+    from recplug.adapters.compare.spec import Asked
 
 
 def compare(
@@ -56,7 +56,7 @@ def compare(
     Ends with exit code 1 where cells failed.
     """
     from recplug.adapters.compare import experiment
-    from recplug.adapters.compare.asked import parse_grid
+    from recplug.adapters.compare.spec import parse_grid
 
     cuts = _cuts(activity)
     if show:
@@ -95,8 +95,8 @@ def _cuts(word: str) -> tuple[int, ...]:
 
 def common_settings(config_files: str, words: list[str]) -> dict[str, Any]:
     """Files in their order, then ``KEY=VALUE``."""
-    from recplug.adapters.compare.asked import flat
-    from recplug.adapters.recbole.config import literal, read_yaml
+    from recplug.adapters.compare.spec import flat
+    from recplug.adapters.recbole.config.host_config import literal, read_yaml
 
     found: dict[str, Any] = {}
     for file in config_files.split():
@@ -114,9 +114,9 @@ def common_settings(config_files: str, words: list[str]) -> dict[str, Any]:
 
 def _list(output: Path, asked: Asked, jobs: int) -> None:
     """The cells that are left, and about how long they take, judged by those that have finished."""
-    from recplug.adapters.compare.cells import ready, total
-    from recplug.adapters.compare.outcomes import seconds
-    from recplug.adapters.compare.running import collect, finished_cells
+    from recplug.adapters.compare.cells.plan import ready, total
+    from recplug.adapters.compare.cells.status import seconds
+    from recplug.adapters.compare.cells.workers import collect, finished_cells
 
     outcomes = collect(output, asked)
     left = ready(asked, outcomes)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from recplug.adapters.cli.common import say
+from recplug.adapters.console import say
 
 app = typer.Typer(help="Data sets: bundled ones, ones made from your files, a check for any.", rich_markup_mode=None)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from recplug.adapters.cli.common import say
+from recplug.adapters.console import say
 
 MARKS = {"ok": "ok  ", "note": "note", "problem": "BAD "}
 

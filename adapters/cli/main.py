@@ -8,20 +8,11 @@ from collections.abc import Sequence
 
 import typer
 
-from recplug.adapters.cli import (
-    compare,
-    data,
-    doctor,
-    evaluate,
-    export,
-    factors,
-    features,
-    plugins,
-    recommend,
-    report,
-    tune,
-)
-from recplug.adapters.cli.common import UsageError, command
+from recplug.adapters.cli import compare, data, doctor, plugins, tune
+from recplug.adapters.cli.factors import files
+from recplug.adapters.cli.features import exchange
+from recplug.adapters.cli.runs import evaluate, export, recommend, report
+from recplug.adapters.console import UsageError, command
 
 app = typer.Typer(
     help=(
@@ -34,8 +25,8 @@ app = typer.Typer(
 app.add_typer(plugins.app, name="plugins")
 app.command("doctor")(doctor.doctor)
 app.add_typer(data.app, name="data")
-app.add_typer(features.app, name="features")
-app.add_typer(factors.app, name="factors")
+app.add_typer(exchange.app, name="features")
+app.add_typer(files.app, name="factors")
 app.command("recommend")(recommend.recommend)
 app.command("export")(export.export)
 app.command("evaluate")(evaluate.evaluate)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from recplug.adapters.cli.common import say
+from recplug.adapters.console import say
 
 if TYPE_CHECKING:
     from recplug.plugins.contract import Requirements

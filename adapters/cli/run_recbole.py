@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recplug.adapters.cli.common import UsageError, command, say, show_log
-from recplug.adapters.cli.resuming import resume
+from recplug.adapters.cli.resume import resume
+from recplug.adapters.console import UsageError, command, say, show_log
 
 USAGE = """\
 run_recbole --model SASRec --plugin prism [options]
@@ -83,7 +83,7 @@ def check_keys(keys: Iterable[str], model: str, names: Sequence[str]) -> None:
     Raises:
         RecplugError: naming the nearest valid key.
     """
-    from recplug.adapters.recbole.config import known_keys
+    from recplug.adapters.recbole.config.host_config import known_keys
     from recplug.plugins.errors import RecplugError, did_you_mean
     from recplug.plugins.registry import get
 
@@ -101,7 +101,7 @@ def check_keys(keys: Iterable[str], model: str, names: Sequence[str]) -> None:
 
 def note_keys(file: str, keys: Iterable[str], model: str) -> None:
     """Say which keys of a configuration file nothing documents; such files are often shared by several models."""
-    from recplug.adapters.recbole.config import known_keys
+    from recplug.adapters.recbole.config.host_config import known_keys
     from recplug.plugins.errors import did_you_mean
     from recplug.plugins.registry import available
 
@@ -119,10 +119,10 @@ def main(arguments: Sequence[str]) -> None:
         say(USAGE)
         return
     values = parse(arguments)
-    from recplug.adapters.recbole.config import literal, model_class, read_yaml
-    from recplug.adapters.recbole.launch import launch
+    from recplug.adapters.recbole.config.host_config import literal, model_class, read_yaml
     from recplug.adapters.recbole.processes import is_first
-    from recplug.adapters.recbole.runner import DEFAULT_DATASET, RunResult, run
+    from recplug.adapters.recbole.train.launch import launch
+    from recplug.adapters.recbole.train.run import DEFAULT_DATASET, RunResult, run
     from recplug.plugins.errors import RecplugError
     from recplug.plugins.registry import parse_names
 
@@ -168,7 +168,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def _settings(values: Mapping[str, str]) -> dict[str, Any]:
     """What the command line says beside the command's own keys, as values; files by their whole paths."""
-    from recplug.adapters.recbole.config import literal
+    from recplug.adapters.recbole.config.host_config import literal
 
     config: dict[str, Any] = {key: literal(value) for key, value in values.items() if key not in OWN}
     paths = {key.partition(".")[2]: config.pop(key) for key in list(config) if key.startswith("features.")}
@@ -183,7 +183,7 @@ def _whole(path: Any) -> str:
 
 def _tell(result: Any) -> None:
     """The table, and where the run lies; nothing where there was nothing to do, or another process has done it."""
-    from recplug.adapters.recbole.table import result_table
+    from recplug.adapters.recbole.train.result_table import result_table
 
     if result is None:
         return

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from recplug.adapters.cli.common import UsageError, say
+from recplug.adapters.console import UsageError, say
 
 if TYPE_CHECKING:
-    from recplug.adapters.tune.asked import Asked
+    from recplug.adapters.tune.spec import Asked
 
 
 def tune(
@@ -83,8 +83,8 @@ def tune(
 
 def _show(output: Path | None, model: str | None, asked: dict[str, Any]) -> None:
     """A line a key: what is drawn from, and what it is without a search."""
-    from recplug.adapters.tune.asked import ask
     from recplug.adapters.tune.search import held
+    from recplug.adapters.tune.spec import ask
 
     if model is None:
         found: Asked | None = held(output) if output is not None else None

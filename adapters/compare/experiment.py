@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from recplug.adapters.compare.asked import Asked, ask, check_names, grown, remembered
+from recplug.adapters.compare.cells.workers import Command, fill, run_recbole
 from recplug.adapters.compare.comparison import Comparison
 from recplug.adapters.compare.controls import CONTROLS
-from recplug.adapters.compare.running import Command, fill, run_recbole
+from recplug.adapters.compare.spec import Asked, ask, check_names, grown, remembered
 from recplug.adapters.compare.statistics import measure
 from recplug.plugins.errors import RecplugError
 

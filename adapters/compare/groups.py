@@ -33,7 +33,7 @@ def counts(output: Path, fingerprint: str, run: Path) -> Counts | None:
     file = output / FOLDER / f"{fingerprint[:16]}.parquet"
     if not file.is_file():
         file.parent.mkdir(exist_ok=True)
-        words = [sys.executable, "-m", "recplug.adapters.compare.counting", str(run), str(file)]
+        words = [sys.executable, "-m", "recplug.adapters.compare.cells.interaction_counts", str(run), str(file)]
         ended = subprocess.run(words, capture_output=True, text=True, check=False)
         if ended.returncode:
             told = [line for line in ended.stderr.splitlines() if line.strip()]

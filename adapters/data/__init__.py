@@ -8,7 +8,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from recplug.adapters.data.checking import check_directory, dataset_in, settings_of
+from recplug.adapters.data.check import check_directory, dataset_in, settings_of
 from recplug.adapters.data.convert import convert, new_folder
 from recplug.adapters.data.holdout import Draw
 from recplug.adapters.data.holdout_files import write_apart

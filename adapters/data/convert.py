@@ -19,11 +19,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from recplug.adapters.data.checking import PARTS
-from recplug.adapters.data.newcomers import GROUP, QUERY, SUPPORT, last_apart
+from recplug.adapters.data.check import PARTS
+from recplug.adapters.data.held_out_nodes import GROUP, QUERY, SUPPORT, last_apart
 from recplug.adapters.data.recipes import RATINGS, SPLIT, Recipe, Rows
 from recplug.adapters.factors.table import SUFFIX as FACTORS
-from recplug.adapters.features.importers import from_npy
+from recplug.adapters.features.exchange.importers import from_npy
 from recplug.adapters.features.neighbours import SUFFIX as GRAPH
 from recplug.adapters.features.neighbours import from_knn
 from recplug.adapters.features.table import SUFFIX as TABLE

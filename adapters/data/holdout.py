@@ -2,7 +2,7 @@
 
 A share of the users and of the items is drawn. Interactions of the others stay what RecBole reads, under the set's own
 settings: its order, its ready-made split. The drawn ones' are divided into support, which a trained model may be shown,
-and query; see :mod:`recplug.adapters.data.newcomers`.
+and query; see :mod:`recplug.adapters.data.held_out_nodes`.
 
 The protocol is a choice of ours: the paper states none, and INMO's (the last tokens in file order) favours late comers.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recplug.adapters.data.newcomers import GROUPS, Labels, Mask, groups
+from recplug.adapters.data.held_out_nodes import GROUPS, Labels, Mask, groups
 from recplug.plugins.errors import RecplugError
 
 Ids = np.ndarray[tuple[int], np.dtype[np.int64]]

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from recplug.adapters.data.checking import check_directory, interaction_files, read_atomic, settings_of
+from recplug.adapters.data.check import check_directory, interaction_files, read_atomic, settings_of
+from recplug.adapters.data.held_out_nodes import APART, GROUP, QUERY, SUPPORT
 from recplug.adapters.data.holdout import Draw, Log, hold_out
-from recplug.adapters.data.newcomers import APART, GROUP, QUERY, SUPPORT
 from recplug.plugins.errors import RecplugError
 
 LEAVES = {"valid_and_test": 2, "valid_only": 1, "test_only": 1}

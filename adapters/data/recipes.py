@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from recplug.adapters.data import profiles
+from recplug.adapters.data import factor_profiles
 from recplug.adapters.factors import FactorTable
-from recplug.adapters.features.reading import Provenance
+from recplug.adapters.features.exchange.reading import Provenance
 
 LICENCE = "none stated; research use only, not commercial, cite the papers (TERMS.md)"
 GROUPLENS = "GroupLens's terms: research use only, not commercial, cite the paper (LICENSE-MovieLens.txt)"
@@ -56,7 +56,7 @@ class Recipe:
             pseudonyms that their table has: another set's numbers would mean other people.
         people: what comes before the users' numbers where they have no pseudonyms, so that no other source's match.
         domain: of a source that holds several domains, the one that this set is. Its users come in files of their own,
-            training users and new ones; see :mod:`recplug.adapters.data.newcomers`.
+            training users and new ones; see :mod:`recplug.adapters.data.held_out_nodes`.
         catalogue: makes the fields of ``NAME.item`` from the source's items; None: they stay as they are.
         factors: makes the factor profiles from the source's items; None: there are none.
         fields: of the source's items, those that ``catalogue`` and ``factors`` read.
@@ -118,7 +118,7 @@ def _food_kitchen(domain: str, summary: str, users: int, items: int, interaction
         numbered=False,
         people="fk",
         domain=domain,
-        catalogue=profiles.products,
+        catalogue=factor_profiles.products,
         fields=("domain", "asin", "title"),
     )
 
@@ -151,7 +151,7 @@ RECIPES = {
             12_101,
             198_502,
             told=ORDER,
-            factors=profiles.attributes,
+            factors=factor_profiles.attributes,
             fields=("attributes",),
             features=(
                 Content(
@@ -175,8 +175,8 @@ RECIPES = {
                 Content("text", "text_feat_lsa256.npy", "TF-IDF of the texts, SVD to 256", MOVIES, GROUPLENS),
             ),
             numbered=False,
-            catalogue=profiles.catalogue,
-            factors=profiles.movies,
+            catalogue=factor_profiles.catalogue,
+            factors=factor_profiles.movies,
             fields=("title", "year", "genres", "plot", "abstract"),
             papers=("LICENSE-MovieLens.txt",),
         ),

@@ -1,7 +1,7 @@
 """Feature tables: content vectors by item token, from and to files."""
 
 from recplug.adapters.features.controls import dropped, shuffled
-from recplug.adapters.features.exporters import (
+from recplug.adapters.features.exchange.exporters import (
     to_cornac,
     to_ducho,
     to_mmrec,
@@ -10,11 +10,11 @@ from recplug.adapters.features.exporters import (
     to_parquet,
     to_recbole,
 )
+from recplug.adapters.features.exchange.importers import from_mmrec, from_npy, from_npz, from_parquet
+from recplug.adapters.features.exchange.reading import Provenance
+from recplug.adapters.features.exchange.toolkits import from_cornac, from_ducho, from_recbole
 from recplug.adapters.features.find import find_neighbours, find_tables, load_modalities, load_neighbours
-from recplug.adapters.features.importers import from_mmrec, from_npy, from_npz, from_parquet
-from recplug.adapters.features.reading import Provenance
 from recplug.adapters.features.table import Coverage, FeatureTable
-from recplug.adapters.features.toolkits import from_cornac, from_ducho, from_recbole
 
 __all__ = [
     "Coverage",

@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from recplug.adapters.features.reading import Provenance, load_arrays, load_numpy, read_tokens
+from recplug.adapters.features.exchange.reading import Provenance, load_arrays, load_numpy, read_tokens
 from recplug.adapters.features.table import Coverage
 from recplug.adapters.features.tokens import (
     ORIGIN_KEYS,

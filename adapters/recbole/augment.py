@@ -7,11 +7,12 @@ from typing import Any, TypeVar
 
 from recbole.model.abstract_recommender import AbstractRecommender, GeneralRecommender, SequentialRecommender
 
-from recplug.adapters.build import resolve
-from recplug.adapters.recbole.grafted import Grafted, GraftedClass
-from recplug.adapters.recbole.hosts import HOSTS, Host, host_of
-from recplug.adapters.recbole.nodes import GraftedNodes
-from recplug.adapters.recbole.sequences import GraftedSequences
+from recplug.adapters.chain_builder import resolve
+from recplug.adapters.recbole.domains.source_domain import open_source
+from recplug.adapters.recbole.graft.base import Grafted, GraftedClass
+from recplug.adapters.recbole.graft.general import GraftedNodes
+from recplug.adapters.recbole.graft.hosts import HOSTS, Host, host_of
+from recplug.adapters.recbole.graft.sequential import GraftedSequences
 from recplug.plugins.errors import RecplugError
 from recplug.plugins.registry import parse_names
 
@@ -59,6 +60,8 @@ def augment(
         "recplug_names": names,
         "recplug_settings": settings,
         "recplug_base": model_class,
+        "recplug_augment": staticmethod(augment),
+        "recplug_open_source": open_source,
     }
     return GraftedClass(model_class.__name__, (_BASES[host.family], model_class), body)  # type: ignore[return-value]
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recplug.adapters.cli.items import columns
+from recplug.adapters.data.item_files import columns
 from recplug.adapters.factors import FactorTable, find_factors
 from recplug.adapters.factors.llm.images import data_url, find_images
 from recplug.adapters.features import FeatureTable, find_tables

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from recplug.adapters.report.charts import Line, Mark, plot
-from recplug.adapters.report.compared import Column
+from recplug.adapters.report.side_by_side import Column
 
 GROUPS = (
     ("Validation", "valid/", "higher is better, but for errors"),

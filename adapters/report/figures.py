@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from recplug.adapters.page.frame import number, render
 from recplug.adapters.report.charts import STYLES, Line, Mark, legend, plot
-from recplug.adapters.report.html import number, render
-from recplug.adapters.report.pictures import Picture
+from recplug.adapters.report.diagnostics import Picture
 
 DIMENSIONS = {"heatmap": 2, "bars": 1, "histogram": 2, "curves": 2, "scatter": 3}
 BINS = 40

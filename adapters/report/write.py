@@ -10,12 +10,12 @@ from typing import Any
 from markupsafe import Markup
 
 from recplug.adapters.files import replacing
-from recplug.adapters.report import compared, curves
+from recplug.adapters.page.frame import page, render
+from recplug.adapters.report import curves, side_by_side
 from recplug.adapters.report.charts import legend
-from recplug.adapters.report.collect import Run, read_run
-from recplug.adapters.report.compared import Column
 from recplug.adapters.report.figures import figure
-from recplug.adapters.report.html import page, render
+from recplug.adapters.report.run_contents import Run, read_run
+from recplug.adapters.report.side_by_side import Column
 from recplug.plugins.errors import RecplugError
 
 StrPath = str | os.PathLike[str]
@@ -56,11 +56,11 @@ def write_report(
     paths = [Path(each) for each in ([runs] if isinstance(runs, (str, os.PathLike)) else runs)]
     target = Path(output)
     _check(paths, target, users, k, examples)
-    shown = compared.columns([read_run(path) for path in paths])
+    shown = side_by_side.columns([read_run(path) for path in paths])
     missing = [f"{column.name}: {line}" for column in shown for line in column.run.missing]
     asked = None
     if examples:
-        from recplug.adapters.report import users as asking
+        from recplug.adapters.report import example_users as asking
 
         asked = asking.examples(shown, users, images, k, None if data_path is None else Path(data_path))
         missing += asked.missing
@@ -108,18 +108,18 @@ def _contents(shown: Sequence[Column], k: int, missing: Sequence[str], asked: An
         "k": k,
         "missing": missing,
         "asked": asked,
-        "verdict": compared.verdict(shown),
-        "warnings": compared.warnings(shown),
-        "tests": compared.results(shown, "test"),
-        "valids": compared.results(shown, "valid"),
-        "costs": compared.costs(shown),
-        "differing": compared.differing(shown) if len(shown) > 1 else [],
-        "duels": list(compared.duels(shown, k)),
+        "verdict": side_by_side.verdict(shown),
+        "warnings": side_by_side.warnings(shown),
+        "tests": side_by_side.results(shown, "test"),
+        "valids": side_by_side.results(shown, "valid"),
+        "costs": side_by_side.costs(shown),
+        "differing": side_by_side.differing(shown) if len(shown) > 1 else [],
+        "duels": list(side_by_side.duels(shown, k)),
         "curves": list(curves.groups(shown)),
         "epochs": [(column, _table(column.run)) for column in shown if column.run.epochs],
         "legend": legend([(column.name, column.style) for column in shown]),
         "diagnostics": [(column, list(_plugins(column))) for column in shown if column.run.pictures],
-        "about": compared.about,
+        "about": side_by_side.about,
     }
 
 

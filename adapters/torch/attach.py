@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from recplug.adapters.build import build_chain, resolve
+from recplug.adapters.chain_builder import build_chain, resolve
 from recplug.adapters.factors import FactorTable
 from recplug.adapters.features import FeatureTable
 from recplug.adapters.files import replacing

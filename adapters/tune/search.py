@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from recplug.adapters.tune.asked import Asked, ask, check_same, remember, remembered
-from recplug.adapters.tune.outcome import FinalCommand, Tuned, collect, final, run_best
-from recplug.adapters.tune.running import Command, train, work
+from recplug.adapters.tune.results import FinalCommand, Tuned, collect, final, run_best
+from recplug.adapters.tune.spec import Asked, ask, check_same, remember, remembered
 from recplug.adapters.tune.study import Study, alone, import_optuna
+from recplug.adapters.tune.worker import Command, train, work
 from recplug.plugins.errors import RecplugError
 
 

@@ -110,7 +110,7 @@ def _declared(
     model: str, plugins: Sequence[str], host: Mapping[str, Any], table: Mapping[str, Search]
 ) -> dict[str, Dimension]:
     """What plugins declare, and what ``table`` has of this model."""
-    from recplug.adapters.recbole.config import known_keys
+    from recplug.adapters.recbole.config.host_config import known_keys
     from recplug.plugins.registry import get
 
     found = {}
@@ -131,7 +131,7 @@ def _declared(
 def _dimension(
     key: str, given: Search | None, model: str, plugins: Sequence[str], host: Mapping[str, Any]
 ) -> Dimension:
-    from recplug.adapters.recbole.config import known_keys
+    from recplug.adapters.recbole.config.host_config import known_keys
     from recplug.plugins.registry import get
 
     declared = _declared(model, plugins, host, {**HOST, **NAMED})
@@ -206,7 +206,7 @@ def _parse(words: Iterable[str]) -> dict[str, Search | None]:
 
 
 def _values(key: str, text: str) -> Search:
-    from recplug.adapters.recbole.config import literal
+    from recplug.adapters.recbole.config.host_config import literal
 
     if match := re.fullmatch(r"(.+?)\.\.(.+?)(:log)?", text):
         low, high = literal(match[1]), literal(match[2])

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recplug.adapters.tune.asked import Asked, check_same
 from recplug.adapters.tune.space import Dimension
+from recplug.adapters.tune.spec import Asked, check_same
 from recplug.plugins.errors import RecplugError
 from recplug.plugins.search import Range
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from recplug.adapters.cli.common import command
+from recplug.adapters.console import command
 from recplug.plugins import hookimpl
 from recplug.plugins.registry import manager
 
@@ -30,7 +30,7 @@ class Reports:
     @hookimpl
     def recplug_evaluation_end(self, epoch: int, score: float) -> None:
         """Report, and end the training where that is the answer, or where nobody is left to answer."""
-        from recplug.adapters.recbole.job import Pruned
+        from recplug.adapters.recbole.train.job import Pruned
 
         try:
             self.channel.write(f"{epoch} {float(score)!r}\n")
@@ -58,9 +58,9 @@ def reporting(channel: Any) -> Iterator[None]:
 @command
 def main(arguments: Sequence[str]) -> None:
     """Train a trial: its description as JSON, and the number of an open socket."""
-    from recplug.adapters.recbole.config import model_class, read_yaml
-    from recplug.adapters.recbole.job import Pruned
-    from recplug.adapters.recbole.runner import bare_speed, run
+    from recplug.adapters.recbole.config.host_config import model_class, read_yaml
+    from recplug.adapters.recbole.train.job import Pruned
+    from recplug.adapters.recbole.train.run import bare_speed, run
 
     about, number = json.loads(arguments[0]), int(arguments[1])
     values = {**about["values"], "resumable": False}

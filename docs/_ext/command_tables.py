@@ -92,10 +92,10 @@ class Keys(SphinxDirective):
     """``recplug-run-keys``: what stands behind each key in the source is its description."""
 
     def run(self) -> list[nodes.Node]:
-        from recplug.adapters.recbole import grafted
+        from recplug.adapters.recbole.config import keys
 
-        said_of = dict(re.findall(r'^    "(\w+)": .+?,  # (.+)$', inspect.getsource(grafted), re.MULTILINE))
-        rows = [[code(f"--{key}"), code(default), said_of[key]] for key, default in grafted.KEYS.items()]
+        said_of = dict(re.findall(r'^    "(\w+)": .+?,  # (.+)$', inspect.getsource(keys), re.MULTILINE))
+        rows = [[code(f"--{key}"), code(default), said_of[key]] for key, default in keys.KEYS.items()]
         return [table(["key", "default", "what it does"], rows, [26, 12, 62])]
 
 

@@ -123,7 +123,7 @@ class Backbones(SphinxDirective):
     """``recplug-backbones``."""
 
     def run(self) -> list[nodes.Node]:
-        from recplug.adapters.recbole.hosts import HOSTS
+        from recplug.adapters.recbole.graft.hosts import HOSTS
 
         order = {"supported": 0, "restricted": 1, "refused": 2}
         found: list[nodes.Node] = []
@@ -138,7 +138,7 @@ class Backbones(SphinxDirective):
     more: ClassVar[dict[str, list[str]]] = {"sequential": ["padding trimmed"], "graph": ["faster products"]}
 
     def row(self, host: Any) -> list[str | list[nodes.Node]]:
-        from recplug.adapters.recbole.fast import ANSWERED
+        from recplug.adapters.recbole.graft.fast_products import ANSWERED
 
         seams = host.seams() if host.status != "refused" else frozenset()
         places = [name for seam, name in SEAMS.items() if seam in seams]

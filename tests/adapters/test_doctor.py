@@ -8,7 +8,7 @@ import pytest
 
 from recplug.adapters import data, doctor
 from recplug.adapters.doctor import Finding, report
-from recplug.adapters.recbole.compat import REMEDIES, recbole_compat
+from recplug.adapters.recbole.compat.remedies import REMEDIES, recbole_compat
 from recplug.plugins import registry
 from recplug.plugins.errors import RecplugError
 

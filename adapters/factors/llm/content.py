@@ -18,7 +18,7 @@ from pathlib import Path
 
 from recplug.adapters.data import locate
 from recplug.adapters.factors.llm.images import find_images
-from recplug.adapters.plain import is_missing, plain
+from recplug.adapters.plain_text import is_missing, plain
 from recplug.plugins.errors import RecplugError, did_you_mean
 
 CAP = 1_500  # characters of one item, all columns together

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from recplug.adapters import imports
+from recplug.adapters import optional_imports
 from recplug.adapters.factors.llm.chat import Answer, Mode, Rejected, Request
 from recplug.plugins.errors import RecplugError, one_line
 
@@ -35,7 +35,7 @@ class LocalChat:
     """
 
     def __init__(self, folder: str, *, revision: str | None = None, device: str | None = None) -> None:
-        transformers: Any = imports.library("transformers")
+        transformers: Any = optional_imports.library("transformers")
         self.name = f"{folder}@{revision}" if revision else folder
         self.place, self.sampling = "this machine", "greedy"
         self.mode: Mode = "prompt"

@@ -11,7 +11,7 @@ from recplug.adapters.features.encoders.encoder import (
     one_of,
     open_device,
 )
-from recplug.adapters.features.encoders.prepare import Prepared
+from recplug.adapters.features.encoders.preprocessing import Prepared
 from recplug.plugins.errors import RecplugError
 
 LIBRARIES = ("open_clip", "transformers", "sentence-transformers")

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from recplug.adapters.features.encoders.prepare import Prepared, TextPrepare
+from recplug.adapters.features.encoders.preprocessing import Prepared, TextPrepare
 from recplug.plugins.errors import RecplugError, did_you_mean, one_line
 
 Kind = Literal["image", "text"]

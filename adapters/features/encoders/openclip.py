@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from recplug.adapters import imports
+from recplug.adapters import optional_imports
 from recplug.adapters.features.encoders import hub
 from recplug.adapters.features.encoders.encoder import Kind, Tower
-from recplug.adapters.features.encoders.prepare import ImagePrepare, TextPrepare
+from recplug.adapters.features.encoders.preprocessing import ImagePrepare, TextPrepare
 from recplug.plugins.errors import RecplugError, did_you_mean, one_line
 
 CONFIG = "open_clip_config.json"
@@ -50,7 +50,7 @@ def open_tower(given: str, modality: Kind, *, revision: str | None, pooling: str
     Raises:
         RecplugError: for an unknown model, and where weights cannot be had or read.
     """
-    library = imports.library("open_clip")
+    library = optional_imports.library("open_clip")
     if pooling is not None:
         raise RecplugError("open_clip's models pool in their own way; leave --pooling out")
     found = _find(library, given, revision)

@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from recplug.adapters import imports
+from recplug.adapters import optional_imports
 from recplug.adapters.features.encoders import hub
 from recplug.adapters.features.encoders.encoder import Kind, Tower
-from recplug.adapters.features.encoders.prepare import Tokens
+from recplug.adapters.features.encoders.preprocessing import Tokens
 from recplug.adapters.features.encoders.transformer import check_whole, longest, noting_missing, quiet, unreadable
 from recplug.plugins.errors import RecplugError
 
@@ -39,8 +39,8 @@ def open_tower(
     Raises:
         RecplugError: where the model cannot be had, read, or used for this.
     """
-    library = imports.library("sentence_transformers")
-    transformers = imports.library("transformers")
+    library = optional_imports.library("sentence_transformers")
+    transformers = optional_imports.library("transformers")
     if modality != "text":
         raise RecplugError("sentence-transformers: reads texts; for images use open_clip: or transformers:")
     if pooling is not None:

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from recplug.adapters import imports
+from recplug.adapters import optional_imports
 from recplug.adapters.features.encoders import hub
 from recplug.adapters.features.encoders.encoder import Kind, Tower, one_of
 from recplug.adapters.features.encoders.pooling import POOLINGS, pool
-from recplug.adapters.features.encoders.prepare import ImagePrepare, Tokens
+from recplug.adapters.features.encoders.preprocessing import ImagePrepare, Tokens
 from recplug.plugins.errors import RecplugError, one_line
 
 CONFIG = "config.json"
@@ -58,7 +58,7 @@ def open_tower(
     Raises:
         RecplugError: where the model cannot be had, read, or used for this.
     """
-    library = imports.library("transformers")
+    library = optional_imports.library("transformers")
     if pooling is not None:
         one_of(pooling, POOLINGS, "pooling")
     source = hub.find(given, must_have=CONFIG, revision=revision)

@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recplug.adapters.features.encoders.prepare import TextPrepare
-from recplug.adapters.features.extraction import finish
+from recplug.adapters.features.encoders.preprocessing import TextPrepare
+from recplug.adapters.features.extraction import assemble
+from recplug.adapters.features.extraction.batches import ImageJobs, Job, Loaded, TextJobs, default_workers, load
 from recplug.adapters.features.extraction.download import image_cache
-from recplug.adapters.features.extraction.loading import ImageJobs, Job, Loaded, TextJobs, default_workers, load
+from recplug.adapters.features.extraction.identity import Work
 from recplug.adapters.features.extraction.plan import Plan, Shard, plan
 from recplug.adapters.features.extraction.progress import Progress
 from recplug.adapters.features.extraction.sources import Items, Missing, is_address
 from recplug.adapters.features.extraction.store import Store
-from recplug.adapters.features.extraction.work import Work
 from recplug.plugins.errors import RecplugError
 
 if TYPE_CHECKING:
@@ -90,8 +90,8 @@ def extract(
     """
     target, part = Path(output), shard or Shard()
     if part.count == 1:
-        finish.check_output(target, replace=overwrite or retry_broken)
-    folder = finish.folder_of(target, part)
+        assemble.check_output(target, replace=overwrite or retry_broken)
+    folder = assemble.folder_of(target, part)
     if retry_broken and not folder.exists():
         raise RecplugError(f"no {folder}, where what was broken is noted; leave --retry_broken out to begin anew")
     items, lengths = _readable(encoder, items)
@@ -102,17 +102,17 @@ def extract(
         fresh = _encode(store, encoder, items, workers)
         seconds = time.monotonic() - begun
         store.sync()
-        result = finish.result([store])
+        result = assemble.result([store])
         if part.count > 1:
             return _report(None, store.folder, result, fresh, seconds)
-        finish.write(result, target)
+        assemble.write(result, target)
         broken = any(done.broken for done in store.done.values())
         if not broken:
             store.remove()
         return _report(target, store.folder if broken else None, result, fresh, seconds)
 
 
-def _report(output: Path | None, folder: Path | None, result: finish.Result, fresh: int, seconds: float) -> Report:
+def _report(output: Path | None, folder: Path | None, result: assemble.Result, fresh: int, seconds: float) -> Report:
     ours, encoded = result.items, len(result.numbers)
     return Report(output, folder, ours, encoded, fresh, seconds, result.missing, result.truncated)
 

@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recplug.adapters.data.checking import interaction_files, read_atomic, settings_of
-from recplug.adapters.plain import is_missing, plain
+from recplug.adapters.data.check import interaction_files, read_atomic, settings_of
+from recplug.adapters.plain_text import is_missing, plain
 from recplug.plugins.errors import RecplugError, did_you_mean
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from recplug.adapters.features.extraction.identity import MARKS, ORDER, PLAN, TOKENS, Work, write_array
 from recplug.adapters.features.extraction.sources import Missing
-from recplug.adapters.features.extraction.work import MARKS, ORDER, PLAN, TOKENS, Work, write_array
 from recplug.plugins.errors import RecplugError
 
 SYNC_SECONDS = 5.0  # what a power cut may cost; a kill costs only the batches under way

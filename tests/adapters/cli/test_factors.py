@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from recplug.adapters.cli.items import training
+from recplug.adapters.data.item_files import training
 from recplug.adapters.factors import FactorTable
 
 TINY = ["--dataset", "tiny", "--data_path", "data"]

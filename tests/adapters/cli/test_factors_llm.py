@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from recplug.adapters.cli import factors_llm
+from recplug.adapters.cli.factors import labelling
 from recplug.adapters.factors import FactorSchema, FactorTable
 
 RECPLUG = Path(sys.executable).with_name("recplug")
@@ -273,7 +273,7 @@ def test_interrupted_it_goes_on_where_it_was(chat_server, factors, labelled, tmp
 
 
 def test_every_option_is_explained_and_help_loads_no_heavy_library():
-    for function in (factors_llm.induce, factors_llm.assign):
+    for function in (labelling.induce, labelling.assign):
         for name, hint in typing.get_type_hints(function, include_extras=True).items():
             if name != "return":
                 assert hint.__metadata__[0].help, name

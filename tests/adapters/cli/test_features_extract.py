@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from recplug.adapters import imports
+from recplug.adapters import optional_imports
 from recplug.adapters.features import FeatureTable
 
 ITEMS = 30
@@ -25,7 +25,7 @@ def clip(tmp_path_factory):
     """A folder with a small CLIP of random weights, as transformers saves one."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-    transformers = imports.library("transformers")
+    transformers = optional_imports.library("transformers")
     place = tmp_path_factory.mktemp("clip")
     made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -87,7 +87,7 @@ def test_pictures_become_a_table_that_training_finds(shop, extract, clip, recplu
     assert out[-1] == "data/tiny/tiny.image.safetensors: 27 items"
     table = FeatureTable.load("data/tiny/tiny.image.safetensors")
     assert table.tokens == tuple(f"i{i}" for i in range(ITEMS) if i not in (3, 4, 7))
-    transformers = imports.library("transformers")
+    transformers = optional_imports.library("transformers")
     model, prepare = transformers.CLIPModel.from_pretrained(clip), transformers.CLIPImageProcessor.from_pretrained(clip)
     pictures = [Image.open(shop / "pictures" / f"{token}.png") for token in table.tokens]
     with torch.inference_mode():
@@ -253,6 +253,6 @@ def test_minilm_killed_and_resumed_equals_the_library(tmp_path):
     items = text_items(bundled()["food-small"].directory, "food-small")
     table = FeatureTable.load(output)
     assert table.tokens == items.tokens
-    library = imports.library("sentence_transformers")
+    library = optional_imports.library("sentence_transformers")
     direct = library.SentenceTransformer(str(minilm), device="cpu").encode(list(items.contents), convert_to_tensor=True)
     torch.testing.assert_close(table.features, direct, atol=1e-5, rtol=1e-4)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from recplug.adapters.tune.asked import ask, remember
-from recplug.adapters.tune.running import Trial, train
+from recplug.adapters.tune.spec import ask, remember
+from recplug.adapters.tune.worker import Trial, train
 
 TINY = {"epochs": 2, "embedding_size": 8, "train_batch_size": 256, "eval_batch_size": 4096}
 SEARCH = ("--model", "LightGCN", "--plugin", "micrec", "--dataset", "tiny", "--data_path", "data", "--output", "out")

@@ -13,11 +13,11 @@ import pytest
 
 from recplug.adapters import files as files_room
 from recplug.adapters.compare import compare, show
-from recplug.adapters.compare.asked import ask, parse_grid
-from recplug.adapters.compare.cells import Cell, ready, total
+from recplug.adapters.compare.cells.plan import Cell, ready, total
+from recplug.adapters.compare.cells.status import Outcome
+from recplug.adapters.compare.cells.workers import run_recbole
 from recplug.adapters.compare.controls import overrides
-from recplug.adapters.compare.outcomes import Outcome
-from recplug.adapters.compare.running import run_recbole
+from recplug.adapters.compare.spec import ask, parse_grid
 from recplug.adapters.compare.statistics import paired
 from recplug.plugins import available
 from recplug.plugins.errors import RecplugError

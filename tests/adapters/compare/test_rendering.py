@@ -7,8 +7,8 @@ import shutil
 import pytest
 
 from recplug.adapters.compare import show
-from recplug.adapters.compare.rendering import escaped
-from recplug.adapters.compare.tables import p_value, tables
+from recplug.adapters.compare.tables.content import p_value, tables
+from recplug.adapters.compare.tables.formats import escaped
 
 
 @pytest.fixture(scope="module")

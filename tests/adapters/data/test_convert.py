@@ -126,7 +126,7 @@ def test_baby_passes_the_check(source, tmp_path, monkeypatch):
 
 
 def test_recbole_reads_the_split_as_it_is(source, cut, tmp_path, monkeypatch):
-    from recplug.adapters.recbole.compat import recbole_compat
+    from recplug.adapters.recbole.compat.remedies import recbole_compat
 
     monkeypatch.setattr("sys.argv", ["pytest"])
     folder = data.get("amazon-baby", tmp_path / "sets", source)
@@ -300,7 +300,7 @@ def test_movielens_keeps_its_ids_and_ratings_and_brings_profiles(films, tmp_path
 
 
 def test_recbole_takes_every_rating_as_an_interaction(films, tmp_path, monkeypatch):
-    from recplug.adapters.recbole.compat import recbole_compat
+    from recplug.adapters.recbole.compat.remedies import recbole_compat
 
     monkeypatch.setattr("sys.argv", ["pytest"])
     folder, recipe = films

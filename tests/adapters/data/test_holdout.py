@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from recplug.adapters import data
 from recplug.adapters.data import Draw, bundled, check
+from recplug.adapters.data.held_out_nodes import groups, last_apart
 from recplug.adapters.data.holdout import Log, hold_out
-from recplug.adapters.data.newcomers import groups, last_apart
 from recplug.plugins.errors import RecplugError
 
 
@@ -222,9 +222,9 @@ def test_files_hold_every_interaction_once(name, tmp_path):
     ("model", "name"), [("BPR", "food-small"), ("SASRec", "food-small"), ("BPR", "amazon-baby-small")]
 )
 def test_recbole_knows_nobody_new_and_trains_everybody_else(model, name, tmp_path):
-    from recplug.adapters.recbole.compat import recbole_compat
-    from recplug.adapters.recbole.config import make_config
-    from recplug.adapters.recbole.grafted import interactions
+    from recplug.adapters.recbole.compat.remedies import recbole_compat
+    from recplug.adapters.recbole.config.host_config import make_config
+    from recplug.adapters.recbole.data.interactions import interactions
 
     target, _ = data.holdout(name, tmp_path, Draw(seed=1))
     story = json.loads((target / f"{name}.holdout.json").read_text())

@@ -263,9 +263,9 @@ def test_neighbours_in_the_cut_are_bought_by_the_same_users(name):
 @pytest.mark.parametrize("model", ["LightGCN", "SASRec"])
 @pytest.mark.parametrize("name", SMALL)
 def test_graph_and_sequential_models_train_and_test_alike(name, model):
-    from recplug.adapters.recbole.compat import recbole_compat
-    from recplug.adapters.recbole.config import make_config
-    from recplug.adapters.recbole.grafted import interactions
+    from recplug.adapters.recbole.compat.remedies import recbole_compat
+    from recplug.adapters.recbole.config.host_config import make_config
+    from recplug.adapters.recbole.data.interactions import interactions
 
     folder = bundled()[name].directory
     overrides = {"data_path": str(folder.parent), "state": "ERROR", "use_gpu": False}

@@ -11,8 +11,8 @@ from torch import nn
 from recplug.adapters.factors import ColumnSpec, from_columns, read_item_file
 from recplug.adapters.features import FeatureTable
 from recplug.adapters.recbole.augment import augment
-from recplug.adapters.recbole.compat import recbole_compat
-from recplug.adapters.recbole.config import make_config, model_class
+from recplug.adapters.recbole.compat.remedies import recbole_compat
+from recplug.adapters.recbole.config.host_config import make_config, model_class
 from recplug.plugins import Augmentation, Plugin, PluginSettings, Requirements, hookimpl, registry, setting
 
 USERS, ITEMS, WIDTH, LENGTH = 60, 40, 16, 10

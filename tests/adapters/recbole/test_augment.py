@@ -11,7 +11,7 @@ from recbole.utils import InputType, get_trainer
 from torch import nn
 
 from recplug.adapters.recbole import augment
-from recplug.adapters.recbole.compat import recbole_compat
+from recplug.adapters.recbole.compat.remedies import recbole_compat
 from recplug.plugins.errors import RecplugError
 
 ON = {"prism": {"scale": 0.5}}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from recplug.adapters.recbole.hosts import HOSTS
+from recplug.adapters.recbole.graft.hosts import HOSTS
 from recplug.plugins import get
 
 MODELS = [name for name, host in HOSTS.items() if host.table and host.status != "refused"]

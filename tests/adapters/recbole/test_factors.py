@@ -9,7 +9,7 @@ import torch
 
 from recplug.adapters.factors import FactorTable
 from recplug.adapters.recbole import run
-from recplug.adapters.recbole.hosts import HOSTS
+from recplug.adapters.recbole.graft.hosts import HOSTS
 from recplug.plugins import get
 from recplug.plugins.errors import RecplugError
 

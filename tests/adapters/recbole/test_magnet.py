@@ -8,7 +8,7 @@ import torch
 from recbole.data.interaction import Interaction
 from recbole.utils import get_trainer, init_seed
 
-from recplug.adapters.recbole.compat import recbole_compat
+from recplug.adapters.recbole.compat.remedies import recbole_compat
 from recplug.plugins.errors import RecplugError
 from recplug.plugins.magnet import MagnetNodes, MagnetPairs, MagnetTable
 

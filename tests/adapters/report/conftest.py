@@ -16,7 +16,7 @@ from PIL import Image
 from recplug.adapters.features import FeatureTable
 from recplug.adapters.panels import draw
 from recplug.adapters.recbole import run
-from recplug.adapters.recbole.rundir import RunDirectory
+from recplug.adapters.recbole.state.run_directory import RunDirectory
 from recplug.plugins.contract import Panel
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

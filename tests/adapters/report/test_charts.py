@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from recplug.adapters.panels import draw
 from recplug.adapters.report.charts import Line, Mark, legend, nice, plot
+from recplug.adapters.report.diagnostics import Picture, read_pictures
 from recplug.adapters.report.figures import colours, figure, is_complete, luminance
-from recplug.adapters.report.pictures import Picture, read_pictures
 from recplug.plugins.contract import Panel
 
 FINITE = st.floats(-1e6, 1e6)

@@ -5,8 +5,8 @@ from itertools import pairwise
 
 import pytest
 
+from recplug.adapters.page.frame import number, page, percent, size
 from recplug.adapters.report import write_report
-from recplug.adapters.report.html import number, page, percent, size
 
 # The contrast of every text that can be seen with what is behind it; SVG text is on the card that holds its drawing.
 CONTRASTS = """() => {

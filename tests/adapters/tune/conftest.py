@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from recplug.adapters.tune import tune
-from recplug.adapters.tune.asked import ask
+from recplug.adapters.tune.spec import ask
 
 # What a trial does: python SCRIPT VALUES FOLDER FOLLOWED SOCKET. Its score has its maximum at scale 0.3, and grows with
 # the epochs. Started without site packages, it takes 30 ms.

@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from recplug.adapters.tune import outcome, running, tune
-from recplug.adapters.tune.asked import remembered
+from recplug.adapters.tune import results, tune
+from recplug.adapters.tune import worker as tune_worker
+from recplug.adapters.tune.spec import remembered
 from recplug.adapters.tune.study import Study
 from recplug.plugins.errors import RecplugError
 
@@ -215,7 +216,7 @@ def test_what_cannot_be_a_study_is_one_line(search, tmp_path):
 
 def test_three_kills_of_a_worker_count_as_a_failure(search, asked):
     """Parameters that take the worker down with them are not tried for ever."""
-    from recplug.adapters.tune.asked import remember
+    from recplug.adapters.tune.spec import remember
 
     search.output.mkdir()
     study = Study(search.output, remember(search.output, asked))
@@ -226,7 +227,7 @@ def test_three_kills_of_a_worker_count_as_a_failure(search, asked):
         os.close(taken.lock)  # as the end of a process does
     assert study.take(1) is None
     assert tried[0] == tried[1] == tried[2]
-    assert [row["state"] for row in outcome.collect(study).trials] == ["failed"]
+    assert [row["state"] for row in results.collect(study).trials] == ["failed"]
 
 
 def test_a_path_that_run_recbole_could_not_read_is_refused_before_any_trial(tmp_path):
@@ -242,7 +243,7 @@ def test_optuna_is_named_where_it_is_missing(search, monkeypatch):
 
 
 def test_the_default_command_trains_what_was_drawn(asked, tmp_path):
-    words = running.train(asked, tmp_path)(running.Trial(3, {"prism.scale": 0.2}, tmp_path / "3"), 7)
+    words = tune_worker.train(asked, tmp_path)(tune_worker.Trial(3, {"prism.scale": 0.2}, tmp_path / "3"), 7)
     about = json.loads(words[-2])
     assert words[-1] == "7"
     assert (about["model"], about["plugins"], about["values"]) == ("SASRec", ["prism"], {"prism.scale": 0.2})

@@ -2,7 +2,7 @@
 
 import pytest
 
-from recplug.adapters.tune.asked import ask
+from recplug.adapters.tune.spec import ask
 from recplug.adapters.tune.study import _distribution
 from recplug.plugins import PluginSettings, Range, RecplugError, available, setting
 from recplug.plugins.search import is_whole, search_text, searches

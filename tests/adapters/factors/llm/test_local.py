@@ -8,7 +8,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from recplug.adapters import imports
+from recplug.adapters import optional_imports
 from recplug.adapters.factors.llm import local
 from recplug.adapters.factors.llm.assign import assign
 from recplug.adapters.factors.llm.chat import Rejected, Request, open_chat
@@ -19,7 +19,7 @@ from recplug.adapters.factors.llm.prompts import scoring_prompt
 from recplug.adapters.factors.llm.sending import Sender
 from recplug.plugins.errors import RecplugError
 
-transformers = imports.library("transformers")
+transformers = optional_imports.library("transformers")
 
 TEMPLATE = (
     "{% for m in messages %}<user>{{ m['content'] }}<end>{% endfor %}{% if add_generation_prompt %}<bot>{% endif %}"

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from recplug.adapters import imports
+from recplug.adapters import optional_imports
 
 WORDS = ["a", "red", "wooden", "chair", "blue", "bed", "shoe", "espresso", "machine", "with", "milk", "foam", "and"]
 WORDS += ["the", "of", "for", "unknown"]
@@ -35,7 +35,7 @@ def images():
 
 def tokenizer_of_words(folder, length, special, **options):
     """A tokenizer with one token a word, saved to ``folder``; ``special`` by role."""
-    transformers = imports.library("transformers")
+    transformers = optional_imports.library("transformers")
     vocabulary = {word: number for number, word in enumerate([*special.values(), *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=special["unk_token"]))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -67,7 +67,7 @@ def model_folders(tmp_path_factory):
         if kind not in made:
             place = tmp_path_factory.mktemp(kind)
             torch.manual_seed(0)
-            MAKERS[kind](place, imports.library("transformers"))
+            MAKERS[kind](place, optional_imports.library("transformers"))
             made[kind] = place
         return made[kind]
 
@@ -141,7 +141,7 @@ MAKERS = {"bert": bert, "roberta": roberta, "gpt": gpt, "clip": clip, "siglip": 
 @pytest.fixture(scope="session")
 def tiny_clip(tmp_path_factory):
     """A small configuration that open_clip knows by name, and a file with weights for it: its name, the file."""
-    library = imports.library("open_clip")
+    library = optional_imports.library("open_clip")
     place = tmp_path_factory.mktemp("open_clip")
     config = {
         "embed_dim": 12,

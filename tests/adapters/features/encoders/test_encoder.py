@@ -7,11 +7,11 @@ import shutil
 import pytest
 import torch
 
-from recplug.adapters import imports
+from recplug.adapters import optional_imports
 from recplug.adapters.features.encoders import open_encoder
 from recplug.plugins.errors import RecplugError
 
-transformers = imports.library("transformers")
+transformers = optional_imports.library("transformers")
 
 
 def refusal(spec, modality, **options):

@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from recplug.adapters import imports
+from recplug.adapters import optional_imports
 from recplug.adapters.features.encoders import open_encoder
 from recplug.adapters.features.encoders.hub import weights_hash
 from recplug.plugins.errors import RecplugError
 
-open_clip = imports.library("open_clip")
+open_clip = optional_imports.library("open_clip")
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from recplug.adapters.features.encoders.prepare import LONGEST_SIDE, SMALLEST_SIDE, ImagePrepare
+from recplug.adapters.features.encoders.preprocessing import LONGEST_SIDE, SMALLEST_SIDE, ImagePrepare
 
 
 def seen(image):

@@ -8,12 +8,12 @@ import shutil
 import pytest
 import torch
 
-from recplug.adapters import imports
+from recplug.adapters import optional_imports
 from recplug.adapters.features.encoders import open_encoder
 from recplug.adapters.features.encoders.hub import weights_hash
 from recplug.plugins.errors import RecplugError
 
-library = imports.library("sentence_transformers")
+library = optional_imports.library("sentence_transformers")
 modules = importlib.import_module("sentence_transformers.models")
 
 
@@ -131,7 +131,7 @@ def test_weights_that_the_file_does_not_have_are_not_made_up(folder):
     with pytest.raises(RecplugError, match=r"no weights for encoder\.layer\.2\."):
         opened(folder)
     # Others read models as ever.
-    transformers = imports.library("transformers")
+    transformers = optional_imports.library("transformers")
     assert isinstance(transformers.AutoModel.from_pretrained(folder), transformers.PreTrainedModel)
 
 

@@ -5,12 +5,12 @@ import pickle
 import pytest
 import torch
 
-from recplug.adapters import imports
+from recplug.adapters import optional_imports
 from recplug.adapters.features.encoders import open_encoder
 from recplug.adapters.features.encoders.pooling import pool
 from recplug.plugins.errors import RecplugError
 
-transformers = imports.library("transformers")
+transformers = optional_imports.library("transformers")
 
 
 def opened(folder, modality, **options):

@@ -3,7 +3,7 @@ import os
 import pytest
 
 from recplug.adapters.features.extraction import image_items, text_items
-from recplug.adapters.plain import plain
+from recplug.adapters.plain_text import plain
 
 
 @pytest.fixture
