@@ -11,7 +11,7 @@ import typer
 from recplug.adapters.cli import compare, data, doctor, plugins, tune
 from recplug.adapters.cli.factors import files
 from recplug.adapters.cli.features import exchange
-from recplug.adapters.cli.runs import evaluate, export, recommend, report
+from recplug.adapters.cli.results import evaluate, export, recommend, report
 from recplug.adapters.console import UsageError, command
 
 app = typer.Typer(

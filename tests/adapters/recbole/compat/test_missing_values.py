@@ -1,6 +1,6 @@
 """Gaps in atomic files: every value as RecBole gives it on pandas 2.
 
-``missing_values_truth.json`` is of bare RecBole on pandas 2.3.3; in the pandas2 leg this file, run as a program, rewrites it.
+``missing_values_truth.json`` is of bare RecBole on pandas 2.3.3; in the pandas2 leg this file, as a program, renews it.
 """
 
 import json

@@ -1,0 +1,1 @@
+"""Commands about finished runs: recommend, evaluate, export, report. Called by ``cli.main`` alone."""
