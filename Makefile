@@ -3,20 +3,22 @@ VENV ?= .venv
 PYTHON ?= $(shell for p in python3.11 python3; do $$p -c '' 2>/dev/null && echo $$p && break; done)
 TORCH ?= torch==2.13.0
 JOBS ?= 2
+MINUTES ?= 20
 
 PY := $(abspath $(VENV))/bin/python
 # Without --no-compile pip spends half of its time on byte code of modules that nobody imports.
 PIP := $(PY) -m pip install -qq --no-compile --disable-pip-version-check -c constraints.txt
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: help demo test test-all lint docs bench cards clean
+.PHONY: help demo test test-all fuzz lint docs bench cards clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo      train SASRec + PRISM beside the bare SASRec on the bundled data"
 	@echo "make test      the test suite"
 	@echo "make test-all  the test suite, its slow part and the other supported stacks (legs/run.sh)"
-	@echo "make lint      ruff, and mypy on the installed wheel"
+	@echo "make fuzz      the property-based tests with new examples, for MINUTES (default 20)"
+	@echo "make lint      ruff, the rooms' contracts, mypy, and every import as an editor resolves it"
 	@echo "make docs      the documentation, with its gallery executed, in docs/_build/html"
 	@echo "make bench     time and memory of a step, side by side with the bare backbone"
 	@echo "make cards     train what the reproduction cards pin, and compare (hours; ARGS='NAME --data_path DIR')"
@@ -56,15 +58,18 @@ test-all: $(VENV)/.dev
 	$(ONE_THREAD) $(PY) -m pytest -n $(JOBS) --dist loadfile
 	PYTHON=$(PYTHON) bash legs/run.sh
 
-# mypy reads the package as it is installed from its wheel: an editable install is invisible to it. The wheel is built
-# from the source distribution, so that nothing that an earlier build left behind can enter it.
 lint: $(VENV)/.dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	@rm -rf $(VENV)/wheel
-	@$(PY) -m build --no-isolation --outdir $(VENV)/wheel . >$(VENV)/build.log 2>&1 || { cat $(VENV)/build.log; exit 1; }
-	@$(PIP) --no-deps --target $(VENV)/wheel/site $(VENV)/wheel/*.whl
-	MYPYPATH=$(VENV)/wheel/site $(PY) -m mypy --config-file pyproject.toml -p recplug.plugins -p recplug.adapters
+	$(abspath $(VENV))/bin/lint-imports --no-logo
+	MYPYPATH=src $(PY) -m mypy src/recplug
+	$(abspath $(VENV))/bin/basedpyright
+
+# New random examples for MINUTES; what fails is kept in tests/failures, and every later test run begins with it.
+fuzz: $(VENV)/.dev
+	@end=$$(( $$(date +%s) + 60 * $(MINUTES) )); while [ $$(date +%s) -lt $$end ]; do \
+	  $(ONE_THREAD) $(PY) -m pytest -q -m hypothesis -n $(JOBS) --hypothesis-profile fuzz \
+	    --hypothesis-seed $$(od -An -N4 -tu4 /dev/urandom) || exit 1; done
 
 docs: $(VENV)/.docs
 	$(ONE_THREAD) $(PY) -m sphinx -W --keep-going -b html docs docs/_build/html

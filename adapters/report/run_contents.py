@@ -231,5 +231,8 @@ def _log(path: Path) -> list[str]:
 
 
 def numbers(found: Any) -> dict[str, float]:
-    """The numbers of a mapping."""
-    return {k: float(v) for k, v in (found or {}).items() if isinstance(v, (int, float))}
+    """The numbers of a mapping; of anything else, none."""
+    entries = found if isinstance(found, Mapping) else {}
+    return {
+        k: float(v) for k, v in entries.items() if isinstance(v, float) or (isinstance(v, int) and abs(v) < 2**1023)
+    }

@@ -129,6 +129,10 @@ NESTED = st.dictionaries(st.sampled_from(INNER), PLAIN | st.dictionaries(st.samp
 
 @settings(max_examples=60, deadline=None)
 @given(st.dictionaries(st.sampled_from([*KINDS, "error", "checkpoint"]), VALUE | NESTED, min_size=1, max_size=4))
+@example({"source": {"test_result": 1}})
+@example({"source": {"test_result": [1]}, "parameters": {"plugins": {"toy": "many"}, "source": {}}})
+@example({"test_result": {"ndcg@10": 10**400}})
+@example({"features": {"image": 3}, "factors": {"file": None}})
 def test_whatever_a_result_holds_there_is_a_page(tmp_path_factory, changed):
     path = tmp_path_factory.mktemp("run")
     (path / "result.json").write_text(json.dumps(changed))

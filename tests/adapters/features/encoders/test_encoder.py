@@ -154,7 +154,8 @@ def test_lengths_are_of_texts(model_folders):
 
 def prepared(prepares, inputs, answers):
     image, texts = (prepare(given) for prepare, given in zip(prepares, inputs, strict=True))
-    answers.put((image, texts.inputs, texts.truncated))
+    # Arrays: a tensor in a queue is a file descriptor, which is gone when the process that put it ends first.
+    answers.put((image.numpy(), {name: each.numpy() for name, each in texts.inputs.items()}, texts.truncated))
 
 
 def test_preparing_in_a_new_process(model_folders, images, texts):
@@ -166,10 +167,10 @@ def test_preparing_in_a_new_process(model_folders, images, texts):
     worker = spawn.Process(target=prepared, args=(prepares, (images[0], texts), answers))
     worker.start()
     image, inputs, truncated = answers.get(timeout=300)
-    assert torch.equal(image, prepares[0](images[0]))
+    assert torch.equal(torch.from_numpy(image), prepares[0](images[0]))
     here = prepares[1](texts)
     assert inputs.keys() == here.inputs.keys()
-    assert all(torch.equal(inputs[name], here.inputs[name]) for name in inputs)
+    assert all(torch.equal(torch.from_numpy(inputs[name]), here.inputs[name]) for name in inputs)
     assert truncated == here.truncated == [False, False, True, False]
     worker.join(300)
     assert worker.exitcode == 0
