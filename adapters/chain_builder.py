@@ -104,8 +104,17 @@ def build_chain(
     Raises:
         RecplugError: if a requirement is not met.
     """
+    brought: dict[str, tuple[str, str]] = {}
     for name, values in settings.items():
         check(get(name), values, context, seams=seams, encoder=encoder, why=why)
+        for what, without in get(name).requirements(values).brings.items():
+            if what in brought:
+                first, first_without = brought[what]
+                raise RecplugError(
+                    f"{first} and {name} both bring {what}, of which a model takes one; "
+                    f"set --{first_without} or --{without}"
+                )
+            brought[what] = name, without
     augmentations: dict[str, Augmentation] = {}
     cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=cuda):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from recplug.plugins.contract import SEAMS, Augmentation, Context, Role, Seam, Side
 from recplug.plugins.errors import RecplugError
+from recplug.plugins.nn.propagation import Adjacency
 from recplug.plugins.step import Batch, RowFunction, Step
 from recplug.plugins.table import ItemTable, Table, UserTable, special_rows
 
@@ -256,6 +257,17 @@ class Chain(nn.Module):
             ids = torch.arange(len(table), device=table.device)
             step.memory["recplug.users"] = self.users(step, table, ids)
         return step.memory["recplug.users"]
+
+    def graph(self, step: Step, graph: Adjacency) -> Adjacency:
+        """The user-item graph that the host propagates over in ``step``; outside of training it is ``graph`` itself."""
+        if step.kind != "training" or not self.acting("graph"):
+            return graph
+        if step.graph is None:  # a host may propagate more than once a step
+            with self.serving(step):
+                for augmentation in self.acting("graph").values():
+                    graph = augmentation.graph(graph)
+            step.graph = graph
+        return step.graph
 
     def propagated(self, step: Step, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
         """Pass propagated nodes ``[n_users, w]`` and ``[n_items, w]`` through that seam."""

@@ -21,12 +21,13 @@ from recplug.plugins.settings import PluginSettings
 if TYPE_CHECKING:
     from recplug.plugins.factors import FactorProfiles
     from recplug.plugins.nn.knn import Neighbours
+    from recplug.plugins.nn.propagation import Adjacency
     from recplug.plugins.step import Step
 
 Family = Literal["sequential", "graph"]
 Role = Literal["input", "candidate"]
 Side = Literal["users", "items"]
-Seam = Literal["items", "users", "tables", "propagated", "score", "losses"]
+Seam = Literal["items", "users", "tables", "graph", "propagated", "score", "losses"]
 SEAMS: tuple[Seam, ...] = get_args(Seam)
 
 
@@ -215,6 +216,8 @@ class Requirements:
         factors: whether it needs factor profiles.
         second_domain: ``"no"``, ``"optional"`` or ``"required"``.
         backbone_in_loss: whether its losses re-run the backbone's encoder (``Step.reencode``).
+        brings: what a model takes only once, whoever brings it, and the setting without which this plugin does not:
+            ``{ITEM_GRAPH: "mars.structure=none"}``. Two plugins that bring the same are refused together.
     """
 
     seams: frozenset[Seam]
@@ -225,6 +228,7 @@ class Requirements:
     factors: bool = False
     second_domain: Literal["no", "optional", "required"] = "no"
     backbone_in_loss: bool = False
+    brings: Mapping[str, str] = field(default_factory=dict)
 
 
 class Augmentation(nn.Module):
@@ -268,6 +272,17 @@ class Augmentation(nn.Module):
     def tables(self, users: Tensor | None, items: Tensor) -> tuple[Tensor | None, Tensor]:
         """Act on both whole raw tables, once a step: ``users [n_users, d]`` or None, ``items [n_rows, d]``."""
         return users, items
+
+    def graph(self, graph: Adjacency) -> Adjacency:
+        """Act on the user-item graph that the host propagates over, once a training step; evaluation has the host's.
+
+        Args:
+            graph: ``[n_users + n_items, n_users + n_items]``, symmetric, :math:`D^{-1/2} A D^{-1/2}`, users first.
+
+        Returns:
+            Of the same shape and device.
+        """
+        return graph
 
     def propagated(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
         """Act on propagated nodes: ``users [n_users, w]``, ``items [n_items, w]``."""

@@ -15,6 +15,7 @@ from recplug.plugins.errors import RecplugError
 if TYPE_CHECKING:
     from recplug.plugins.chain import Chain
     from recplug.plugins.contract import Side
+    from recplug.plugins.nn.propagation import Adjacency
 
 Rows = Tensor | tuple[Tensor, ...]
 RowFunction = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -81,6 +82,7 @@ class Step:
         self.score_is_dot = score_is_dot
         self.encoder: Callable[[], Tensor] | None = None
         self.encoded: Tensor | None = None
+        self.graph: Adjacency | None = None
         self.propagated: tuple[Tensor, Tensor] | None = None
         self.scored = False
         self.memory: dict[str, Tensor] = {}

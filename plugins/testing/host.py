@@ -45,6 +45,7 @@ class ToyHost(nn.Module):
             self.chain.vectors = self._propagated
             # Past nn.Module.__setattr__: the chain is no child of the backbone.
             backbone.__dict__["chain"] = self.chain
+            backbone.register_forward_pre_hook(_over_graph)
             backbone.register_forward_hook(_through_chain)
 
     def loss(self, batch: Batch) -> Tensor:
@@ -116,6 +117,12 @@ def histories_of(edges: Tensor, n_users: int) -> Tensor:
     found = torch.zeros(n_users, max(int(counts.max()), 1), dtype=torch.long, device=edges.device)
     found[users, place] = items
     return found
+
+
+def _over_graph(backbone: nn.Module, arguments: tuple[object, ...]) -> None:
+    assert isinstance(backbone, ToyPropagation)
+    chain: Chain = backbone.__dict__["chain"]
+    backbone.propagates_over = chain.graph(chain.current(), backbone.adjacency)
 
 
 def _through_chain(backbone: nn.Module, arguments: tuple[object, ...], nodes: tuple[Tensor, Tensor]) -> object:

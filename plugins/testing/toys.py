@@ -133,7 +133,8 @@ class ToyGraph(nn.Module):
 class ToyPropagation(ToyGraph):
     """A :class:`ToyGraph` whose users and items are propagated before they are scored by their dot product (LightGCN).
 
-    Called without arguments it gives its nodes: ``users [n_users, d]`` and ``items [n_items, d]``.
+    Called without arguments it gives its nodes: ``users [n_users, d]`` and ``items [n_items, d]``. A host may set
+    ``propagates_over``, the graph, before it is called.
 
     Args:
         n_users, n_items: counts with the padding rows.
@@ -143,7 +144,7 @@ class ToyPropagation(ToyGraph):
         dropout: on the user table; on the nodes, whose width is free, a plugin would shift its draws.
     """
 
-    seams: ClassVar[frozenset[Seam]] = ToyGraph.seams | {"propagated"}
+    seams: ClassVar[frozenset[Seam]] = ToyGraph.seams | {"graph", "propagated"}
     free_width: ClassVar[bool] = True
 
     def __init__(
@@ -159,10 +160,11 @@ class ToyPropagation(ToyGraph):
         super().__init__(n_users=n_users, n_items=n_items, width=width, dropout=dropout)
         self.layers = layers
         self.adjacency = Adjacency.bipartite(edges, n_users=n_users, n_items=n_items)
+        self.propagates_over = self.adjacency
 
     def forward(self) -> tuple[Tensor, Tensor]:
         """The nodes: ``[n_users, d]``, ``[n_items, d]``."""
-        return lightgcn(self.adjacency, self.dropout(self.users.weight), self.items.weight, self.layers)
+        return lightgcn(self.propagates_over, self.dropout(self.users.weight), self.items.weight, self.layers)
 
     def encode(self, batch: Batch) -> Tensor:
         """``users [B]`` of a batch to ``[B, d]``."""

@@ -13,13 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recplug.adapters.recbole.compat.patching import replaced
 from recplug.adapters.recbole.graft.base import OWN, Grafted
 from recplug.adapters.recbole.graft.fast_products import fast_forward
 from recplug.adapters.recbole.graft.score_seam import pairwise_losses, score_block, score_through
 from recplug.plugins.chain import Chain, versions_of
 from recplug.plugins.contract import Context, Seam
 from recplug.plugins.errors import RecplugError
-from recplug.plugins.nn.propagation import lightgcn
+from recplug.plugins.nn.propagation import Adjacency, lightgcn
 from recplug.plugins.step import Step
 
 CACHES = "restore_"  # how RecBole's graph models call the nodes that they keep between two batches of an evaluation
@@ -51,6 +52,8 @@ class GraftedNodes(Grafted):
         seams = set(super()._recplug_seams())
         if not self._recplug_propagates():
             seams.discard("propagated")
+        if not isinstance(getattr(self, self.recplug_host.graph or "", None), Adjacency):
+            seams.discard("graph")
         if self._recplug_pair_loss():
             seams.add("score")
         return frozenset(seams)
@@ -120,11 +123,22 @@ class GraftedNodes(Grafted):
         step = chain.current()
         if step.kind == "evaluation" and "recplug.nodes.users" in step.memory:
             return step.memory["recplug.nodes.users"], step.memory["recplug.nodes.items"]
-        users, items, *rest = self._recplug_forward(self, *args)
+        with self._recplug_over_graph(step):
+            users, items, *rest = self._recplug_forward(self, *(getattr(self, n) for n in names[: len(args)]))
         users, items = chain.propagated(step, users, items)
         if step.kind == "evaluation" and not rest:  # `predict` propagates anew for each batch
             step.memory["recplug.nodes.users"], step.memory["recplug.nodes.items"] = users, items
         return (users, items, *rest)
+
+    @contextmanager
+    def _recplug_over_graph(self, step: Step) -> Iterator[None]:
+        """In this block the host's graph is the one that the plugins make of it for ``step``."""
+        name = self.recplug_host.graph
+        if not name or not self.recplug.acting("graph"):
+            yield
+            return
+        with replaced(self, **{name: self.recplug.graph(step, getattr(self, name))}):
+            yield
 
     @torch.no_grad()
     def recplug_encode(self) -> None:

@@ -24,6 +24,8 @@ class Host:
         table: the attribute that holds the item embedding; empty where there is none.
         users: the attribute that holds the user embedding; empty where there is none.
         nodes: what gives propagated nodes ``(users, items)``: ``"forward"``, the attribute of a submodule, or empty.
+        graph: the attribute that holds the normalised graph of users and items over which it propagates; empty where
+            there is none, or one of another form.
         node_arguments: the attributes that are passed to it where it works on the training graph.
         free_width: whether the nodes are scored by their dot product and read by nothing else, so that their width may
             change.
@@ -49,6 +51,7 @@ class Host:
     table: str = "item_embedding"
     users: str = ""
     nodes: str = ""
+    graph: str = ""
     node_arguments: tuple[str, ...] = ()
     free_width: bool = False
     others_nodes: bool = False
@@ -73,16 +76,21 @@ class Host:
             found |= {"users"}
         if self.nodes:
             found |= {"propagated"}
+        if self.graph:
+            found |= {"graph"}
         if self.pair_loss:
             found |= {"score"}
         return frozenset(found)
 
     def why(self) -> dict[Seam, str]:
         """For a seam that is not offered: the reason, and what to do."""
-        if self.pair_loss:
-            return {}
-        others = ", ".join(host.name for host in HOSTS.values() if host.pair_loss)
-        return {"score": f"{self.no_scores}; use the plugin's node mode, if it has one, or one of {others}"}
+        found: dict[Seam, str] = {}
+        with_graph = ", ".join(host.name for host in HOSTS.values() if host.graph)
+        found["graph"] = f"edges are dropped on {with_graph} with fast_propagation, not here; set edge_dropout to 0"
+        if not self.pair_loss:
+            others = ", ".join(host.name for host in HOSTS.values() if host.pair_loss)
+            found["score"] = f"{self.no_scores}; use the plugin's node mode, if it has one, or one of {others}"
+        return found
 
 
 def _refused(name: str, reason: str, family: Family = "sequential") -> Host:
@@ -160,13 +168,14 @@ HOSTS: dict[str, Host] = {
         _refused("DIN", _FIELDS),
         _refused("DIEN", _FIELDS),
         # Propagated nodes, scored by their dot product.
-        _graph("LightGCN", nodes="forward", free_width=True, pair_loss="mf_loss"),
-        _graph("NGCF", nodes="forward", free_width=True, pair_loss="mf_loss"),
+        _graph("LightGCN", nodes="forward", graph="norm_adj_matrix", free_width=True, pair_loss="mf_loss"),
+        _graph("NGCF", nodes="forward", graph="norm_adj_matrix", free_width=True, pair_loss="mf_loss"),
         _graph("SpectralCF", nodes="forward", free_width=True, pair_loss="mf_loss"),
         _graph(
             "SGL",
             _SGL,
             nodes="forward",
+            graph="train_graph",
             node_arguments=("train_graph",),
             free_width=True,
             loss_sum=True,
@@ -176,6 +185,7 @@ HOSTS: dict[str, Host] = {
             "NCL",
             _NCL,
             nodes="forward",
+            graph="norm_adj_mat",
             free_width=True,
             warm_up=True,
             needs="faiss",
