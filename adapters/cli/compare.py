@@ -23,7 +23,9 @@ def compare(
     seeds: Annotated[int | None, typer.Option("--seeds", help="How many: 1, 2, ...; default 5.")] = None,
     controls: Annotated[
         str | None,
-        typer.Option("--controls", help="Of every set of plugins: mlp,shuffled,no_losses (the default), or none."),
+        typer.Option(
+            "--controls", help="Of every set of plugins: itemgraph,mlp,shuffled,no_losses (the default), or none."
+        ),
     ] = None,
     grid: Annotated[
         list[str] | None,

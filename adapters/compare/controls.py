@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-CONTROLS = ("mlp", "shuffled", "no_losses")
+CONTROLS = ("itemgraph", "mlp", "shuffled", "no_losses")
+OF_THEIR_OWN: dict[str, dict[str, str]] = {"itemgraph": {}}  # plugins that stand in for the others, and how
 EXPLAINED = {
+    "itemgraph": "the backbone with frozen graphs of like items and users and with edge dropout, nothing else",
     "mlp": "an MLP on the same content, with as many parameters as the plugins",
     "shuffled": "the plugins, told the content and the factors of other items",
     "no_losses": "the plugins with every loss of their own at weight 0",
@@ -31,10 +33,12 @@ def overrides(control: str, plugins: Sequence[str], parameters: int | None) -> d
     return {**found, "factor_control": "shuffled"} if any(_needs_factors(name) for name in plugins) else found
 
 
-def applies(control: str, plugins: Sequence[str]) -> bool:
-    """Whether a control differs from what it controls: the bare backbone has none, an MLP no MLP."""
+def applies(control: str, plugins: Sequence[str], model: str) -> bool:
+    """Whether a control fits the model and differs from what it controls: bare backbones have none, an MLP no MLP."""
     if control == "mlp":
         return bool(plugins) and tuple(plugins) != ("mlp",)
+    if control in OF_THEIR_OWN:
+        return bool(plugins) and tuple(plugins) != (control,) and _fits(control, model)
     return bool(plugins) and bool(overrides(control, plugins, None))
 
 
@@ -43,3 +47,11 @@ def _needs_factors(name: str) -> bool:
 
     plugin = get(name)
     return plugin.requirements(plugin.settings()).factors
+
+
+def _fits(name: str, model: str) -> bool:
+    from recplug.adapters.recbole.hosts import HOSTS
+    from recplug.plugins.registry import get
+
+    plugin = get(name)
+    return model not in HOSTS or HOSTS[model].family in plugin.requirements(plugin.settings()).families

@@ -28,9 +28,7 @@ class ItemGraph(Augmentation):
         item_table, user_table: whether the backbone has such a table, as wide as its nodes.
     """
 
-    def __init__(
-        self, *, items: Smoothing | None, users: Smoothing | None, item_table: bool, user_table: bool
-    ) -> None:
+    def __init__(self, *, items: Smoothing | None, users: Smoothing | None, item_table: bool, user_table: bool) -> None:
         super().__init__()
         self.item_graph = items
         self.user_graph = users

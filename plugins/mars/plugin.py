@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from recplug.plugins.contract import Context, Modality, Plugin, Requirements, Seam
 from recplug.plugins.errors import RecplugError
@@ -13,10 +12,12 @@ from recplug.plugins.mars.settings import MarsSettings
 from recplug.plugins.nn.content import content_graph
 from recplug.plugins.nn.knn import cooccurrence
 from recplug.plugins.nn.propagation import Adjacency
+from recplug.plugins.nn.smoothing import ITEM_GRAPH, row_means
 
 
 def requirements(settings: MarsSettings) -> Requirements:
     """What these settings need."""
+    content = settings.structure.startswith("knn") or (settings.structure == "auto" and settings.modalities != ())
     wanted: frozenset[Seam] = frozenset({"items", "propagated"} if settings.seam == "auto" else {settings.seam})
     return Requirements(
         seams=frozenset({"losses"}),
@@ -25,6 +26,7 @@ def requirements(settings: MarsSettings) -> Requirements:
             settings.structure.startswith("knn") or bool(settings.modalities) or settings.gate_input == "content"
         ),
         factors=True,
+        brings={ITEM_GRAPH: "mars.structure=none"} if content else {},
     )
 
 
@@ -84,18 +86,11 @@ def _structure(settings: MarsSettings, context: Context, modalities: list[Modali
             )
         )
     if kind.endswith("cooccurrence"):
-        graphs.append(_row_means(cooccurrence(context.edges, n_rows, settings.neighbours)))
+        graphs.append(row_means(cooccurrence(context.edges, n_rows, settings.neighbours)))
     if len(graphs) < 2:
         return graphs[0] if graphs else None
     indices = torch.cat([graph.indices() for graph in graphs], dim=1)
-    return _row_means(Adjacency.of(indices, torch.cat([graph.values() for graph in graphs]), graphs[0].shape))
-
-
-def _row_means(graph: Adjacency) -> Adjacency:
-    """The graph with every row scaled to a sum of 1; empty rows stay empty."""
-    rows, values = graph.indices()[0], graph.values()
-    sums: Tensor = torch.zeros(graph.shape[0], dtype=values.dtype, device=values.device).index_add(0, rows, values)
-    return graph.with_values(values / sums[rows])
+    return row_means(Adjacency.of(indices, torch.cat([graph.values() for graph in graphs]), graphs[0].shape))
 
 
 @hookimpl

@@ -12,6 +12,7 @@ from recplug.plugins.hookspecs import hookimpl
 from recplug.plugins.nn.content import content_graph, principal
 from recplug.plugins.nn.knn import cooccurrence
 from recplug.plugins.nn.propagation import Adjacency
+from recplug.plugins.nn.smoothing import ITEM_GRAPH
 from recplug.plugins.ssr.content import ContentBands
 from recplug.plugins.ssr.decomposition import Decomposition
 from recplug.plugins.ssr.module import Ssr, SsrNodes, SsrTables
@@ -26,7 +27,13 @@ def requirements(settings: SsrSettings) -> Requirements:
         seams=frozenset({"losses"}),
         one_of=frozenset({"propagated", "tables"}),
         modalities=1 if settings.graph == "knn" or settings.modalities else 0,
+        brings={ITEM_GRAPH: "ssr.item_layers=0"} if _averages(settings) else {},
     )
+
+
+def _averages(settings: SsrSettings) -> bool:
+    """Whether means over a content graph are added to the items, where there is content."""
+    return bool(settings.item_layers and settings.item_weight and settings.modalities != ())
 
 
 def build(settings: SsrSettings, context: Context) -> Ssr:
@@ -43,7 +50,7 @@ def build(settings: SsrSettings, context: Context) -> Ssr:
     if settings.consistency.startswith("score") and (not has_users or context.family == "sequential"):
         raise RecplugError(f"ssr.consistency {settings.consistency} needs users and negatives; set it to repr_mse")
     item_graph = None
-    if modalities and settings.item_layers and settings.item_weight:
+    if modalities and _averages(settings):
         item_graph = _content_graph(settings, context, modalities, n_items, symmetric=False)
     graph, split = _spectrum(settings, context, modalities, n_users, n_items)
     decomposition = Decomposition(

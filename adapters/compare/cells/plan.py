@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from recplug.adapters.compare.cells.status import Outcome
-from recplug.adapters.compare.controls import applies, overrides
+from recplug.adapters.compare.controls import OF_THEIR_OWN, applies, overrides
 from recplug.adapters.compare.spec import Asked
 from recplug.adapters.report.run_contents import lower_is_better
 
@@ -142,12 +142,18 @@ def rows(asked: Asked, outcomes: Outcomes) -> Iterator[tuple[list[Variant], Vari
     for dataset, model, plugins in itertools.product(asked.datasets, asked.models, asked.plugins):
         variants = candidates(asked, dataset, model, plugins)
         best = chosen(variants, outcomes)
-        names = [name for name in asked.controls if applies(name, plugins)]
+        names = [name for name in asked.controls if applies(name, plugins, model)]
         yield variants, best, [_control(asked, name, variants[0], best, outcomes) for name in names]
 
 
 def _control(asked: Asked, name: str, first: Variant, best: Variant | None, outcomes: Outcomes) -> Variant:
     about = (first.dataset, first.model, first.plugins, name)
+    if (
+        best is not None and name in OF_THEIR_OWN
+    ):  # the row of this plugin itself, trained once for all that it controls
+        choice = (*_of_backbone(best.choice), *OF_THEIR_OWN[name].items())
+        own = [Cell(first.dataset, first.model, (name,), choice, seed) for seed in range(1, asked.seeds + 1)]
+        return Variant(*about, choice, tuple(own))
     results = [outcomes[cell.key].result for cell in best.cells if cell.key in outcomes] if best else []
     finished = [result for result in results if result is not None]
     if best is None or not finished:
@@ -155,12 +161,16 @@ def _control(asked: Asked, name: str, first: Variant, best: Variant | None, outc
     parameters, choice = None, best.choice
     if name == "mlp":
         parameters = sum(finished[0]["parameters"]["plugins"].values())
-        # The backbone's settings and the content, but not those of the plugins that it stands in for.
-        choice = tuple((key, value) for key, value in choice if "." not in key or key.startswith("features."))
+        choice = _of_backbone(choice)
         if not parameters:
             return Variant(*about, (), (), NOTHING_TO_MATCH)
     cells = tuple(Cell(*about[:3], choice, seed, name, parameters) for seed in range(1, asked.seeds + 1))
     return Variant(*about, choice, cells)
+
+
+def _of_backbone(choice: Choice) -> Choice:
+    """The backbone's settings and the content, but not those of plugins."""
+    return tuple((key, value) for key, value in choice if "." not in key or key.startswith("features."))
 
 
 def ready(asked: Asked, outcomes: Outcomes) -> list[Cell]:
@@ -171,13 +181,15 @@ def ready(asked: Asked, outcomes: Outcomes) -> list[Cell]:
         first += [cell for variant in variants for cell in variant.cells]
         later += [cell for variant in controls for cell in variant.cells]
     waiting = [sorted(cells, key=lambda cell: cell.seed) for cells in (first, later)]
-    return [cell for cells in waiting for cell in cells if cell.key not in outcomes]
+    once = {cell.key: cell for cells in waiting for cell in cells}  # a control may stand under several plugins
+    return [cell for key, cell in once.items() if key not in outcomes]
 
 
 def total(asked: Asked, outcomes: Outcomes) -> int:
     """How many cells there are in the end, where every control that waits finds what it controls."""
-    found = [
-        len(variants) + sum(each.waits != NOTHING_TO_MATCH for each in controls)
-        for variants, _, controls in rows(asked, outcomes)
-    ]
-    return asked.seeds * sum(found)
+    known: set[str] = set()
+    waiting = 0
+    for variants, _, controls in rows(asked, outcomes):
+        known |= {cell.key for variant in (*variants, *controls) for cell in variant.cells}
+        waiting += sum(not each.cells and each.waits != NOTHING_TO_MATCH for each in controls)
+    return len(known) + asked.seeds * waiting

@@ -13,10 +13,10 @@ import pytest
 
 from recplug.adapters import files as files_room
 from recplug.adapters.compare import compare, show
-from recplug.adapters.compare.cells.plan import Cell, ready, total
+from recplug.adapters.compare.cells.plan import Cell, ready, rows, total
 from recplug.adapters.compare.cells.status import Outcome
 from recplug.adapters.compare.cells.workers import run_recbole
-from recplug.adapters.compare.controls import overrides
+from recplug.adapters.compare.controls import CONTROLS, overrides
 from recplug.adapters.compare.spec import ask, parse_grid
 from recplug.adapters.compare.statistics import paired
 from recplug.plugins import available
@@ -340,8 +340,18 @@ def test_cells_of_other_data_are_not_compared(standin, tmp_path):
 def test_no_losses_sets_every_declared_weight_to_zero(name):
     found = overrides("no_losses", [name], None)
     assert found == {f"{name}.{key}": "0.0" for key in loss_weights(available()[name].settings)}
-    if name != "mlp":
-        assert found
+    assert found or name in CONTROLS
+
+
+def test_a_plugin_as_a_control_is_trained_once_for_all_that_it_controls():
+    asked = ask("LightGCN,SASRec", "ssr,mars,itemgraph", "d", seeds=2, controls="itemgraph", grid={"epochs": [3]})
+    cells = ready(asked, {})
+    assert len(cells) == len({cell.key for cell in cells}) == total(asked, {}) == 2 * (4 + 4)
+    controls = {(v.model, v.plugins): v for _, _, found in rows(asked, {}) for v in found}
+    assert set(controls) == {("LightGCN", ("ssr",)), ("LightGCN", ("mars",))}  # it has no sequential hosts
+    assert {c.key for v in controls.values() for c in v.cells} < {cell.key for cell in cells}
+    (word,) = {w for v in controls.values() for c in v.cells for w in c.arguments() if w.startswith("--plugin")}
+    assert word == "--plugin=itemgraph"
 
 
 def test_what_a_cell_runs(tmp_path, monkeypatch):

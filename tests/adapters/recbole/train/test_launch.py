@@ -55,6 +55,7 @@ JOBS = {
     "magnet": ("LightGCN", "magnet", {"magnet": {"dropout": 0.0, "lambda_view": 0.0}}),
     "ssr": ("LightGCN", "ssr", {"ssr": {"lambda_mask": 0.0, "lambda_contrast": 0.0, "lambda_ridge": 0.0}}),
     "micrec": ("LightGCN", "micrec", {"micrec": {}}),
+    "itemgraph": ("LightGCN", "itemgraph", {"itemgraph": {"edge_dropout": 0.0}}),
 }
 
 

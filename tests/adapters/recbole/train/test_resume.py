@@ -42,7 +42,7 @@ SMALL = {
 SOURCE = {"micrec.source": "other", "micrec.warm_up": 1}
 CASES = {
     "sequential": ("SASRec", "prism", {}, False),
-    "two plugins": ("LightGCN", "magnet,prism", {}, False),
+    "three plugins": ("LightGCN", "itemgraph,magnet,prism", {}, False),
     "bands": ("SGL", "ssr", {"eval_step": 2}, False),
     "steps of its own": ("NCL", "prism", {"m_step": 2, "warm_up_step": 1, "num_clusters": 4, "eval_step": 2}, False),
     "dynamic negatives": (
