@@ -50,7 +50,7 @@ def _needs_factors(name: str) -> bool:
 
 
 def _fits(name: str, model: str) -> bool:
-    from recplug.adapters.recbole.hosts import HOSTS
+    from recplug.adapters.recbole.graft.hosts import HOSTS
     from recplug.plugins.registry import get
 
     plugin = get(name)
