@@ -146,7 +146,7 @@ class Backbones(SphinxDirective):
         return [code(host.name), host.status, ", ".join(places) or "-", "yes" if fast else "no", host.reason]
 
 
-SEAMS = {"items": "items", "users": "users", "propagated": "propagated nodes", "score": "scores"}
+SEAMS = {"items": "items", "users": "users", "graph": "the graph", "propagated": "propagated nodes", "score": "scores"}
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
