@@ -64,7 +64,7 @@ VARIANTS = {
     "MARS, factors alone": Variant(True, True, "mars", {"structure": "none"}),
     "MARS, content in X": Variant(True, True, "mars", {"x": "ids_content"}),
     "MAGNET, nodes": Variant(True, True, "magnet", {"mode": "node"}),
-    "MAGNET, pairs, one view": Variant(True, True, "magnet", {"mode": "pair", "views": "sv"}),
+    "MAGNET, pairs, one view": Variant(True, True, "magnet", {"mode": "pair", "induced": 0}),
     "MAGNET, pairs, r=10": Variant(True, True, "magnet", {"mode": "pair", "induced": 10}),  # the defaults
     "MAGNET, pairs, r=150": Variant(True, True, "magnet", {"mode": "pair", "induced": 150}),
 }

@@ -68,7 +68,7 @@ plt.show()
 # that one or two experts are left. That is the paper's second stage as it is printed; nothing in it asks different
 # pairs to choose different experts. The gap between the curves is what the router knows about pairs. Right: without
 # the routing's losses it decides later, all experts stay, and the gap is what is left of their decision. In between
-# are ``magnet.lambda_route`` and, for coverage in stage 2, ``magnet.coverage_floor``.
+# are smaller values of ``magnet.lambda_route``.
 
 figure, panes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained", sharey=True)
 for axes, name in zip(panes, runs, strict=True):
@@ -127,8 +127,8 @@ show("no routing losses", "sources")
 # ----------------
 # The pool needs no training and no data: three anchors times three kinds. The balanced mixes are nearly the same.
 
-from recplug.plugins.magnet.templates import templates
+from recplug.plugins.magnet.experts import templates
 
-pool = templates(("behaviour", "image", "text"), alpha=0.6, beta=0.2, delta=0.5, epsilon=0.1)
+pool = templates(("behaviour", "image", "text"), alpha=0.6, beta=0.2, delta=0.5)
 for expert, mix in zip(pool.names, pool.weights, strict=True):
     print(f"{expert:<24}" + "  ".join(f"{weight:.2f}" for weight in mix))

@@ -23,24 +23,28 @@ class MagnetItems(Magnet):
 
     def routed(self, z: Tensor, ids: Tensor) -> tuple[Tensor, Routing]:
         """Of items ``ids [r]`` with ``z [r, d]``: the mixture ``[r, d]`` and its routing."""
-        x, absent = self.inputs(z, *self.cues.items(ids))
-        found = route(self.router(self.router.item(self.query(z))), absent, self.top_k)
+        x, absent = self.inputs(z, *self.content.items(ids))
+        found = route(self.router(self.router.item(z)), absent, self.top_k)
         return self.experts.vector(self.experts.item(x), found.kept), found
 
-    def item_routing(self, step: Step, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Dense routing ``[r, E]`` and its entropy ``[r]`` of a batch's items ``ids [r]``."""
+    def item_routing(self, step: Step, ids: Tensor) -> Routing | None:
+        """As this step has routed items ``ids [r]``; None before it has."""
         raise NotImplementedError
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         """Coverage and confidence over the batch's positives."""
-        if self.settings.inert or step.batch.positives is None:
+        positives = step.batch.positives
+        if self.settings.inert or positives is None:
             return {}
-        return self.route_losses(*self.item_routing(step, step.batch.positives))
+        found = self.item_routing(step, positives)
+        if found is None:
+            return {}
+        asked = ~self.lacking(self.content.present[positives])  # [b, E]
+        return self.reduced(self.route_losses(found.dense, found.entropy, asked), len(positives))
 
-    def _sampled(self, z: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
-        absent = self.lacking(self.cues.items(items)[1])
-        found = route(self.router(self.router.item(z.index_select(0, items))), absent, self.top_k)
-        return found.dense, found.kept
+    def sampled_routing(self, users: Tensor, items: Tensor) -> Routing | None:
+        """Of the items of pairs ``[n]``, as this step has routed them."""
+        return None if self.step is None else self.item_routing(self.step, items)
 
 
 class MagnetTable(MagnetItems):
@@ -56,22 +60,17 @@ class MagnetTable(MagnetItems):
         return self.join(rows, self._looked_up(self.step, ids)[0])
 
     def _looked_up(self, step: Step, ids: Tensor) -> tuple[Tensor, ...]:
-        """The mixture, dense routing and entropy at ``ids``, once a step and item."""
+        """The mixture and its routing's three parts at ``ids``, once a step and item."""
 
         def compute(rows: Tensor) -> tuple[Tensor, ...]:
             own, found = self.routed(step.table("items").index_select(0, rows), rows)
-            return own, found.dense, found.entropy
+            return own, *found
 
         return step.lookup("magnet.items", ids, compute)
 
-    def item_routing(self, step: Step, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """As this step's rows were routed."""
-        _, dense, entropy = self._looked_up(step, ids)
-        return dense, entropy
-
-    def sampled_routing(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Dense and kept routing ``[n, E]`` of the items of pairs ``[n]``."""
-        return None if self.step is None else self._sampled(self.step.table("items"), items)
+    def item_routing(self, step: Step, ids: Tensor) -> Routing | None:
+        """As this step's rows are made."""
+        return Routing(*self._looked_up(step, ids)[1:])
 
 
 class MagnetNodes(MagnetItems):
@@ -89,22 +88,20 @@ class MagnetNodes(MagnetItems):
         if self.step is None:
             raise RecplugError("magnet acts on propagated items within a step; ask the host, not the module")
         memory = self.step.memory
-        memory["magnet.base"] = items
         rows = self._rows(self.step, items)
+        ids = torch.arange(len(items), device=items.device) if rows is None else rows
+        parts = [self.routed(items.index_select(0, some), some) for some in ids.split(BLOCK)]
+        mixed = torch.cat([own for own, _ in parts])
+        for field, values in zip(Routing._fields, zip(*(found for _, found in parts), strict=True), strict=True):
+            memory[f"magnet.{field}"] = torch.cat(values)
         if rows is None:
-            own = torch.cat([self._own(items, ids) for ids in _all(items).split(BLOCK)])
-            return users, self.join(items, own)
-        mixed, found = self.routed(items.index_select(0, rows), rows)
+            return users, self.join(items, mixed)
         place = torch.arange(len(rows), device=rows.device)
         memory["magnet.slot"] = torch.zeros(len(items), dtype=rows.dtype, device=rows.device).index_copy(0, rows, place)
-        memory["magnet.dense"], memory["magnet.entropy"] = found.dense, found.entropy
         own = self.join(items.index_select(0, rows), mixed)
         spare = torch.where(first_of_each(rows), rows, len(items))  # a row that comes twice is written once
         room = torch.cat([items, items.new_zeros(1, items.shape[1])])
         return users, room.index_copy(0, spare, own)[: len(items)]
-
-    def _own(self, items: Tensor, ids: Tensor) -> Tensor:
-        return self.routed(items.index_select(0, ids), ids)[0]
 
     def _rows(self, step: Step, items: Tensor) -> Tensor | None:
         """``[r]``: the items that this step reads; None for all."""
@@ -115,25 +112,10 @@ class MagnetNodes(MagnetItems):
         # Counting distinct ids would stop an accelerator.
         return torch.unique(rows) if rows.device.type == "cpu" else rows
 
-    def item_routing(self, step: Step, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """As this step's items were routed; anew where all of them were."""
+    def item_routing(self, step: Step, ids: Tensor) -> Routing | None:
+        """As this step's items were routed; None where the host has propagated nothing in it."""
         memory = step.memory
         if "magnet.dense" not in memory:
-            _, found = self.routed(memory["magnet.base"].index_select(0, ids), ids)
-            return found.dense, found.entropy
-        slot = memory["magnet.slot"][ids]
-        return memory["magnet.dense"].index_select(0, slot), memory["magnet.entropy"].index_select(0, slot)
-
-    def losses(self, step: Step) -> dict[str, Tensor]:
-        """Coverage and confidence; none where the host has propagated nothing in this step."""
-        return super().losses(step) if "magnet.base" in step.memory else {}
-
-    def sampled_routing(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Dense and kept routing ``[n, E]`` of the items of pairs ``[n]``."""
-        if self.step is None or "magnet.base" not in self.step.memory:
             return None
-        return self._sampled(self.step.memory["magnet.base"], items)
-
-
-def _all(items: Tensor) -> Tensor:
-    return torch.arange(len(items), device=items.device)
+        rows = memory["magnet.slot"][ids] if "magnet.slot" in memory else ids
+        return Routing(*(memory[f"magnet.{field}"].index_select(0, rows) for field in Routing._fields))

@@ -10,17 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recplug.plugins.contract import Augmentation, Modality, Panel
-from recplug.plugins.magnet.cues import Cues, mix
-from recplug.plugins.magnet.experts import Experts
+from recplug.plugins.magnet import diagnostics
+from recplug.plugins.magnet.content import Content, mix
+from recplug.plugins.magnet.experts import Experts, Templates, plain, templates
 from recplug.plugins.magnet.losses import coverage, usage, weights
-from recplug.plugins.magnet.router import Router
+from recplug.plugins.magnet.router import Router, Routing
 from recplug.plugins.magnet.settings import MagnetSettings
-from recplug.plugins.magnet.templates import Templates, plain, templates
 from recplug.plugins.magnet.trigger import Trigger
 from recplug.plugins.nn import Noise
 
 log = logging.getLogger("recplug")
 BEHAVIOUR = "behaviour"
+PAIRS = 20_000  # training pairs that the pictures look at
 
 
 class Magnet(Augmentation):
@@ -37,9 +38,9 @@ class Magnet(Augmentation):
 
     Where we deviate: the paper gives no shape of heads, router and score, no epsilon and no place of the dropout;
     content is frozen, at unit length, and an item or history without it is not asked for the experts anchored on it;
-    the entropy in the weights of eq. 31 carries no gradient; means over a batch; users' profiles leave out the positive
-    in training; an expert is by default a weighed dot product; and the result is added, times a trained gamma, to the
-    dot product of the behaviour vectors, or to the backbone's rows.
+    the entropy in the weights of eq. 31 carries no gradient, and is divided by what an even router reaches; means over
+    a batch; users' profiles leave out the positive in training; an expert is by default a weighed dot product; and the
+    result is added, times a trained gamma, to the dot product of the behaviour vectors, or to the backbone's rows.
 
     Args:
         settings: every choice.
@@ -84,9 +85,9 @@ class Magnet(Augmentation):
         if settings.structure == "free":
             self.free = nn.Parameter(torch.empty(self.pool.n_experts, len(self.sources)))
         self.gamma: nn.Parameter | None = None
-        if settings.join == "residual":
-            self.gamma = nn.Parameter(torch.empty(()), requires_grad=settings.learn_gamma)
-        self.cues = Cues(
+        if settings.base != "none":
+            self.gamma = nn.Parameter(torch.empty(()), requires_grad=not settings.inert)
+        self.content = Content(
             modalities=modalities,
             n_rows=n_rows,
             n_users=n_users if of_pairs else 0,
@@ -98,27 +99,18 @@ class Magnet(Augmentation):
             "width": width,
             "experts": self.pool.n_experts,
             "of_pairs": of_pairs,
-            "activation": settings.activation,
             "dropout": settings.dropout,
             "noise": self.noise,
         }
-        self.router = Router(hidden=settings.router_hidden, **shape)  # type: ignore[arg-type]
-        self.experts = Experts(hidden=settings.hidden, form=settings.expert_input, **shape)  # type: ignore[arg-type]
-        self.trigger = Trigger(
-            kind=settings.trigger,
-            threshold=settings.threshold,
-            patience=settings.patience,
-            clock=settings.clock,
-            t_min=settings.t_min,
-            t_max=settings.t_max,
-            ema=settings.entropy_ema,
-        )
+        self.router = Router(**shape)  # type: ignore[arg-type]
+        self.experts = Experts(form=settings.expert_input, **shape)  # type: ignore[arg-type]
+        self.trigger = Trigger(kind=settings.trigger, threshold=settings.threshold, patience=settings.patience)
         self._told = 0, False  # steps at the last line of the log, and whether the switch was told
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw every layer anew; the trigger's state stays."""
-        for part in (self.cues, self.router, self.experts):
+        for part in (self.content, self.router, self.experts):
             part.reset_parameters()
         with torch.no_grad():
             if self.gamma is not None:
@@ -146,10 +138,6 @@ class Magnet(Augmentation):
         """``[r, E]`` bool: experts whose anchor is not among the sources ``present [r, M-1]``."""
         return ~F.pad(present, (1, 0), value=True).index_select(1, self.anchors)
 
-    def query(self, z: Tensor) -> Tensor:
-        """What the router reads of ``z [r, d]``."""
-        return z.detach() if self.settings.detach_router_input else z
-
     def join(self, base: Tensor, own: Tensor) -> Tensor:
         """The backbone's and MAGNET's scores or rows, both of one shape: added, or the latter in place."""
         if self.gamma is None:
@@ -158,29 +146,30 @@ class Magnet(Augmentation):
 
     # -- losses
 
-    def route_losses(self, dense: Tensor, entropy: Tensor) -> dict[str, Tensor]:
+    def route_losses(self, dense: Tensor, entropy: Tensor, asked: Tensor) -> dict[str, Tensor]:
         """Coverage and confidence of the positives' routing, ``dense [b, E]`` and ``entropy [b]``.
 
-        In training the trigger looks at it first (Alg. 2), so that the weights are those of the new stage.
+        In training the trigger looks at it first (Alg. 2), so that the weights are those of the new stage. ``asked
+        [b, E]`` are the experts that each pair could be routed to.
         """
         settings, trigger = self.settings, self.trigger
         if not len(entropy) or dense.shape[1] < 2:
             return {}
-        found = usage(dense, entropy)
+        found = usage(dense, entropy, asked)
         if self.training:
-            trigger.observe(found.marginal, found.conditional)
+            trigger.observe(found.marginal)
         on_coverage, on_confidence = weights(
-            found.marginal,
-            trigger.second(),
-            scale=settings.lambda_route,
-            weighting=settings.weighting,
-            floor=settings.coverage_floor,
+            found.marginal, trigger.second(), scale=settings.lambda_route, weighting=settings.weighting
         )
         if self.training:
             trigger.note(found.marginal, found.conditional, on_coverage, on_confidence)
         if not settings.lambda_route:
             return {}
         return {"coverage": on_coverage * coverage(dense, found), "confidence": on_confidence * entropy.mean()}
+
+    def reduced(self, parts: dict[str, Tensor], n_pairs: int) -> dict[str, Tensor]:
+        """The losses beside a mean over a batch of ``n_pairs``, as the host's is taken to be."""
+        return parts if self.settings.reduction == "mean" else {name: part / n_pairs for name, part in parts.items()}
 
     # -- the log
 
@@ -214,23 +203,49 @@ class Magnet(Augmentation):
         )
         if state["stage"] < 2 or switched:
             return
-        why = "forced by t_max" if state["forced"] else f"trigger {self.settings.trigger}"
-        log.info("magnet: stage 2 since step %d of epoch %d (%s)", state["switch_step"], state["switch_epoch"], why)
-        if state["switch_epoch"] == 0:
+        at = state["switch_step"], state["switch_epoch"]
+        log.info("magnet: stage 2 since step %d of epoch %d (trigger %s)", *at, self.settings.trigger)
+        if state["switch_epoch"] == 0 and self.trigger.fixed_at is None:
             log.warning(
                 "magnet: the trigger fired inside the first epoch, at step %d: a fresh router is balanced, so this "
                 "says nothing of training, and stage 1 hardly took place; set magnet.trigger to armed",
                 state["switch_step"],
             )
 
+    # -- pictures
+
+    @torch.no_grad()
     def diagnostics(self) -> dict[str, Panel | Tensor]:
-        """How experts are used, the entropy and the switch, what sources count, and for whom."""
-        from recplug.plugins.magnet.diagnostics import diagnose
+        """The mixes, gamma and the entropy; where an evaluation is under way, also how it routed training pairs."""
+        found: dict[str, Panel | Tensor] = {"templates": self.mixes().detach().clone()}
+        if self.gamma is not None:
+            found["gamma"] = self.gamma.detach().clone()
+        curve, settings = self.trigger.means(), self.settings
+        if len(curve):
+            found["entropy"] = diagnostics.entropy(
+                curve, self.trigger.state(), trigger=settings.trigger, threshold=settings.threshold
+            )
+        users, items = self._sample()
+        routing = self.sampled_routing(users, items) if len(users) and not settings.inert else None
+        if routing is None:
+            return found
+        names, pool = self.sources, self.pool
+        found["utilisation"] = diagnostics.utilisation(pool, names, routing.dense.mean(dim=0), self.top_k)
+        found["slots"] = (routing.kept > 0).float().mean(dim=0) / self.top_k
+        found["sources"] = diagnostics.shares(names, routing.kept.mean(dim=0), self.mixes())
+        groups = diagnostics.groups_of(self.edges, self.n_users, self.n_rows, users, items)
+        found["routing"] = diagnostics.by_group(routing.dense, pool.names, groups)
+        return found
 
-        return diagnose(self)
+    def _sample(self) -> tuple[Tensor, Tensor]:
+        """Some training pairs."""
+        edges = self.edges
+        if edges.shape[1] > PAIRS:
+            edges = edges[:, Noise(self.noise.seed).permutation(edges.shape[1], edges.device)[:PAIRS]]
+        return edges[0], edges[1]
 
-    def sampled_routing(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Dense and kept routing ``[n, E]`` of training pairs, for pictures; None where the nodes are not known."""
+    def sampled_routing(self, users: Tensor, items: Tensor) -> Routing | None:
+        """The routing by which pairs ``[n]`` are scored in this step; None where there is none under way."""
         raise NotImplementedError
 
     def extra_repr(self) -> str:
@@ -240,7 +255,7 @@ class Magnet(Augmentation):
 
 
 def _pool(settings: MagnetSettings, sources: Sequence[str]) -> Templates:
-    found = templates(sources, alpha=settings.alpha, beta=settings.beta, delta=settings.delta, epsilon=settings.epsilon)
+    found = templates(sources, alpha=settings.alpha, beta=settings.beta, delta=settings.delta)
     if settings.structure == "template":
         return found
     return plain(sources, 1 if settings.structure == "single" else found.n_experts)

@@ -12,31 +12,28 @@ from torch import Tensor
 from recplug.plugins.contract import Modality, Propagate
 from recplug.plugins.magnet.losses import view_contrast
 from recplug.plugins.magnet.module import Magnet
-from recplug.plugins.magnet.router import keep, mixture, route
+from recplug.plugins.magnet.router import HIDDEN, Routing, mixture, route
 from recplug.plugins.magnet.settings import MagnetSettings
 from recplug.plugins.nn.propagation import Adjacency
 from recplug.plugins.step import Step
 
 FLOAT = 4  # bytes
+RANKING = 2**28  # bytes that the ranking of a block may use at once
 CPU_BLOCK = 2**22  # bytes: on the CPU, blocks that stay in its cache rank four times as fast
 VIEWS = ("observed", "induced")
+CONTRASTED = 1024  # rows of a batch whose nodes are contrasted, each with all others: the cost is its square
 
 
 class Part(NamedTuple):
     """What a pair's score takes from its user, or from its item.
 
-    ``first [r, E, h]`` and ``x [r, E, d]`` of the experts, ``query [r, h]`` of the router, ``absent [r, E]`` bool:
-    experts whose anchor it lacks.
+    ``first [r, E, d]`` of the experts, ``query [r, h]`` of the router, ``absent [r, E]`` bool: experts whose anchor it
+    lacks.
     """
 
     first: Tensor
-    x: Tensor
     query: Tensor
     absent: Tensor
-
-    def at(self, rows: Tensor) -> Part:
-        """Of ``rows [n]``."""
-        return Part(*(values.index_select(0, rows) for values in self))
 
     def cut(self, start: int, size: int) -> Part:
         """Of ``size`` rows."""
@@ -52,7 +49,7 @@ class MagnetPairs(Magnet):
     training graph gives the z that experts and router read.
 
     Full ranking is exact. The first layers of experts and router are sums of a user's and an item's part, and the
-    score is linear, so that a block of users times items needs their sums only; blocks fit ``rank_memory``.
+    score is linear, so that a block of users times items needs their sums only; blocks fit 256 MB.
 
     Args:
         settings: every choice.
@@ -127,13 +124,18 @@ class MagnetPairs(Magnet):
 
     def user_part(self, z: Tensor, ids: Tensor, without: Tensor | None = None) -> Part:
         """Of users ``ids [r]`` with ``z [r, d]``; their profiles without the items ``without [r]``."""
-        x, absent = self.inputs(z, *self.cues.users(ids, without))
-        return Part(self.experts.user(x), x, self.router.user(self.query(z)), absent)
+        x, absent = self.inputs(z, *self.content.users(ids, without))
+        return Part(self.experts.user(x), self.router.user(z), absent)
 
     def item_part(self, z: Tensor, ids: Tensor) -> Part:
         """Of items ``ids [r]`` with ``z [r, d]``."""
-        x, absent = self.inputs(z, *self.cues.items(ids))
-        return Part(self.experts.item(x), x, self.router.item(self.query(z)), absent)
+        x, absent = self.inputs(z, *self.content.items(ids))
+        return Part(self.experts.item(x), self.router.item(z), absent)
+
+    def routed(self, user: Part, item: Part) -> tuple[Tensor, Routing]:
+        """MAGNET's scores ``[..., r]`` of pairs, and the routing that they are made by."""
+        found = route(self.router(user.query + item.query), user.absent | item.absent, self.top_k)
+        return (found.kept * self.experts.pairs(user.first, item.first)).sum(dim=-1), found
 
     def score(self, base: Tensor, users: Tensor, items: Tensor, step: Step) -> Tensor:
         """Pairs ``base [b]``, or a block ``base [u, n]``."""
@@ -146,13 +148,11 @@ class MagnetPairs(Magnet):
             if self._by_views(step):
                 z_users, z_items = self.behaviour(step)
                 base = (z_users.index_select(0, users) @ z_items.index_select(0, items).T).to(base.dtype)
-            if 0 < self.settings.rerank_top < len(items):
-                return self._reranked(base, users, items, step)
             return self.join(base, self._block(users, items, step))
 
     def _by_views(self, step: Step) -> bool:
         """Whether the views' mean takes the place of the host's nodes: two views, as wide as these."""
-        if self.induced is None or self.settings.base == "backbone" or self.settings.join == "replace":
+        if self.induced is None or self.settings.base != "views":
             return False
         return step.nodes()[0].shape[1] == self.width
 
@@ -164,13 +164,16 @@ class MagnetPairs(Magnet):
                 if items is known:
                     own = self._compared(step)[place]
                     return (step.memory["magnet.views"][place].to(base.dtype) if self._by_views(step) else base), own
-        z_users, z_items = self.behaviour(step)
-        z_users, z_items = z_users.index_select(0, users), z_items.index_select(0, items)
         if self._by_views(step):
-            base = (z_users * z_items).sum(dim=-1).to(base.dtype)
-        user, item = self.user_part(z_users, users), self.item_part(z_items, items)
-        kept = keep(self.router(user.query + item.query), user.absent | item.absent, self.top_k)
-        return base, (kept * self.experts.pairs(user.first, item.first, user.x, item.x)).sum(dim=-1)
+            z_users, z_items = self.behaviour(step)
+            base = (z_users.index_select(0, users) * z_items.index_select(0, items)).sum(dim=-1).to(base.dtype)
+        return base, self._asked(users, items, step)[0]
+
+    def _asked(self, users: Tensor, items: Tensor, step: Step) -> tuple[Tensor, Routing]:
+        """:meth:`routed` of any pairs ``[b]``, with users' whole profiles."""
+        z_users, z_items = self.behaviour(step)
+        user = self.user_part(z_users.index_select(0, users), users)
+        return self.routed(user, self.item_part(z_items.index_select(0, items), items))
 
     def _compared(self, step: Step) -> Tensor:
         """``[k, b]``: the batch's positives and negatives, together: they share users, and the users' dropout.
@@ -195,20 +198,17 @@ class MagnetPairs(Magnet):
         without = positives if self.settings.leave_one_out and self.training else None
         user = self.user_part(z_users, users, without)
         item = Part(*(rows.unflatten(0, (len(known), -1)) for rows in self.item_part(z_items, ids)))  # [k, b, ...]
-        found = route(self.router(user.query + item.query), user.absent | item.absent, self.top_k)
+        memory["magnet.scores"], found = self.routed(user, item)
         memory["magnet.dense"], memory["magnet.entropy"] = found.dense[0], found.entropy[0]
-        scores = self.experts.pairs(user.first, item.first, user.x, item.x)  # [k, b, E]
-        memory["magnet.scores"] = (found.kept * scores).sum(dim=-1)
+        memory["magnet.asked"] = ~(user.absent | item.absent[0])
         return memory["magnet.scores"]
 
     # -- ranking
 
     def _budget(self) -> int:
         """How many pairs a block may hold."""
-        floats = max(self.experts.floats_a_pair(), 3 * max(self.settings.router_hidden, self.pool.n_experts))
-        room = self.settings.rank_memory * 2**20
-        if self.templates.device.type == "cpu":
-            room = min(room, CPU_BLOCK)
+        floats = max(self.experts.floats_a_pair(), 3 * max(HIDDEN, self.pool.n_experts))
+        room = CPU_BLOCK if self.templates.device.type == "cpu" else RANKING
         return max(1, room // (FLOAT * (floats + 4 * self.pool.n_experts)))
 
     def _block(self, users: Tensor, items: Tensor, step: Step) -> Tensor:
@@ -233,12 +233,12 @@ class MagnetPairs(Magnet):
         """``[u, n]``."""
         logits = self.router.experts_first(user.query.unsqueeze(1) + item.query)  # [E, u, n]
         absent = user.absent.T.unsqueeze(2) | item.absent.T.unsqueeze(1)
-        return mixture(logits, absent, self.experts.block(user.first, item.first, user.x, item.x), self.top_k)
+        return mixture(logits, absent, self.experts.block(user.first, item.first), self.top_k)
 
     def _whole(self, items: Tensor, step: Step) -> Part | None:
         """Every item's part, kept for the evaluation where it fits: hosts may ask for one user at a time."""
-        floats = self.pool.n_experts * (self.experts.hidden + self.width) + self.settings.router_hidden
-        fits = 2 * FLOAT * floats * self.n_rows <= self.settings.rank_memory * 2**20
+        floats = self.pool.n_experts * self.width + HIDDEN
+        fits = 2 * FLOAT * floats * self.n_rows <= RANKING
         if step.kind != "evaluation" or items is not step.all_ids() or not fits:
             return None
         memory = step.memory
@@ -246,26 +246,6 @@ class MagnetPairs(Magnet):
             part = self.item_part(self.behaviour(step)[1], items)
             memory.update({f"magnet.whole.{name}": value for name, value in part._asdict().items()})
         return Part(*(memory[f"magnet.whole.{name}"] for name in Part._fields))
-
-    def _reranked(self, base: Tensor, users: Tensor, items: Tensor, step: Step) -> Tensor:
-        """``[u, n]``: the backbone's best items by the joined score, the others behind them in the backbone's order."""
-        n = self.settings.rerank_top
-        z_users, z_items = self.behaviour(step)
-        whole = self._whole(items, step)
-        out = []
-        for some, scores in zip(users.split(size := max(1, self._budget() // n)), base.split(size), strict=True):
-            top = scores.topk(n, dim=1)  # [u, n]
-            place = top.indices.flatten()
-            ids = items.index_select(0, place)
-            item = self.item_part(z_items.index_select(0, ids), ids) if whole is None else whole.at(place)
-            user = self.user_part(z_users.index_select(0, some), some)
-            user = user.at(torch.arange(len(some), device=some.device).repeat_interleave(n))
-            kept = keep(self.router(user.query + item.query), user.absent | item.absent, self.top_k)
-            own = (kept * self.experts.pairs(user.first, item.first, user.x, item.x)).sum(dim=-1)
-            own = self.join(top.values, own.view_as(top.values))
-            behind = own.amin(dim=1, keepdim=True) - top.values[:, -1:]  # no other item comes before the last of these
-            out.append((scores + behind.clamp(max=0.0)).scatter(1, top.indices, own))
-        return torch.cat(out)
 
     # -- losses
 
@@ -276,25 +256,22 @@ class MagnetPairs(Magnet):
             return {}
         if "magnet.dense" not in step.memory:  # the host has not compared these pairs
             self._compared(step)
-        found = self.route_losses(step.memory["magnet.dense"], step.memory["magnet.entropy"])
+        found = self.route_losses(*(step.memory[f"magnet.{name}"] for name in ("dense", "entropy", "asked")))
         if self.induced is not None and self.settings.lambda_view:
-            n, contrast = self.settings.contrast_rows, users.new_zeros((), dtype=torch.float32)
+            contrast = users.new_zeros((), dtype=torch.float32)
             for side, ids in (("users", users), ("items", items)):
-                one, other = (step.memory[f"magnet.{view}.{side}"][:n] for view in VIEWS)
-                contrast = contrast + view_contrast(one, other, ids=ids[:n], temperature=self.settings.temperature)
+                one, other = (step.memory[f"magnet.{view}.{side}"][:CONTRASTED] for view in VIEWS)
+                ids = ids[:CONTRASTED]
+                contrast = contrast + view_contrast(one, other, ids=ids, temperature=self.settings.temperature)
             found["view"] = self.settings.lambda_view * contrast
-        return found
+        return self.reduced(found, len(users))
 
-    def sampled_routing(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Dense and kept routing ``[n, E]`` of pairs ``[n]``."""
+    def sampled_routing(self, users: Tensor, items: Tensor) -> Routing | None:
+        """Of pairs ``[n]``, as :meth:`score` routes them in this step; None before the host has propagated."""
         step = self.step
         if step is None or (step.chain.propagates and step.propagated is None):
             return None
-        z_users, z_items = self.behaviour(step)
-        lacks = self.lacking(self.cues.users(users)[1]) | self.lacking(self.cues.items(items)[1])
-        query = self.router.user(z_users.index_select(0, users)) + self.router.item(z_items.index_select(0, items))
-        found = route(self.router(query), lacks, self.top_k)
-        return found.dense, found.kept
+        return self._asked(users, items, step)[1]
 
 
 def _mean(views: Sequence[Tensor]) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from recplug.plugins.nn import Noise
 
 SMALL = 0.02  # of the last layer at the start: every pair is routed nearly evenly, without exact ties
-Activation = Literal["gelu", "relu"]
+HIDDEN = 16  # units of the hidden layer
 
 
 class Routing(NamedTuple):
-    """Dense and kept weights of experts: ``dense [..., E]`` (pi), ``kept [..., E]`` (pi~), ``entropy [...]``."""
+    """Weights of experts: ``dense [..., E]`` (pi), ``kept [..., E]`` (pi~); ``entropy [...]`` of the dense ones."""
 
     dense: Tensor
     kept: Tensor
@@ -27,14 +27,12 @@ class Router(nn.Module):
 
     The query of a pair is :math:`[z_u; z_i]`, so the first layer is a sum of a user's and an item's part: both are
     computed once a node (:meth:`user`, :meth:`item`). The paper names no shape; hidden width, GELU and the small last
-    layer are ours. Without a hidden layer the logits themselves are such sums.
+    layer are ours.
 
     Args:
         width: d, of a behaviour vector.
-        hidden: of the hidden layer; 0 for a linear router.
         experts: E.
         of_pairs: whether a user takes part.
-        activation: of the hidden layer.
         dropout: on the query.
         noise: the plugin's random stream.
 
@@ -43,25 +41,13 @@ class Router(nn.Module):
         ``[..., E]`` float32.
     """
 
-    def __init__(
-        self,
-        *,
-        width: int,
-        hidden: int,
-        experts: int,
-        of_pairs: bool,
-        activation: Activation,
-        dropout: float,
-        noise: Noise,
-    ) -> None:
+    def __init__(self, *, width: int, experts: int, of_pairs: bool, dropout: float, noise: Noise) -> None:
         super().__init__()
         self.p_dropout = dropout
         self.noise = noise
-        self.activation = activation
-        out = hidden or experts
-        self.of_user = nn.Linear(width, out, bias=False) if of_pairs else None
-        self.of_item = nn.Linear(width, out)
-        self.last = nn.Linear(hidden, experts) if hidden else None
+        self.of_user = nn.Linear(width, HIDDEN, bias=False) if of_pairs else None
+        self.of_item = nn.Linear(width, HIDDEN)
+        self.last = nn.Linear(HIDDEN, experts)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -69,11 +55,8 @@ class Router(nn.Module):
         for layer in (self.of_user, self.of_item):
             if layer is not None:
                 layer.reset_parameters()
-        last = self.of_item if self.last is None else self.last
-        nn.init.normal_(last.weight, std=SMALL)
-        nn.init.zeros_(last.bias)
-        if self.last is None and self.of_user is not None:
-            nn.init.normal_(self.of_user.weight, std=SMALL)
+        nn.init.normal_(self.last.weight, std=SMALL)
+        nn.init.zeros_(self.last.bias)
 
     def user(self, z: Tensor) -> Tensor:
         """A user's part of the first layer: ``[r, d]`` to ``[r, h]`` float32."""
@@ -90,26 +73,17 @@ class Router(nn.Module):
 
     def forward(self, first: Tensor) -> Tensor:
         """The sum of the parts ``[..., h]`` to logits ``[..., E]``."""
-        if self.last is None:
-            return first
         with torch.autocast(first.device.type, enabled=False):
-            return self.last(activate(first, self.activation))
+            return self.last(F.gelu(first))
 
     def experts_first(self, first: Tensor) -> Tensor:
         """As :meth:`forward`, to ``[E, ...]`` in that memory order."""
-        if self.last is None:
-            return first.movedim(-1, 0).contiguous()
-        hidden = activate(first, self.activation).flatten(0, -2)  # [n, h]
+        hidden = F.gelu(first).flatten(0, -2)  # [n, h]
         return torch.addmm(self.last.bias.unsqueeze(1), self.last.weight, hidden.T).view(-1, *first.shape[:-1])
 
     def extra_repr(self) -> str:
         """Choices."""
-        return f"activation={self.activation}, dropout={self.p_dropout}"
-
-
-def activate(x: Tensor, kind: Activation) -> Tensor:
-    """GELU or ReLU."""
-    return F.gelu(x) if kind == "gelu" else F.relu(x)
+        return f"dropout={self.p_dropout}"
 
 
 def keep(logits: Tensor, absent: Tensor, k: int) -> Tensor:

@@ -21,7 +21,7 @@ CASES = {
     "SASRec": ("SASRec", {"mode": "node"}, MagnetTable),
 }
 EVERY = pytest.mark.parametrize("case", CASES)
-OFF = {"join": "residual", "gamma": 0.0, "learn_gamma": False}
+OFF = {"gamma": 0.0}
 TRIGGER = "recplug.plugins.magnet.trigger."
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
@@ -131,7 +131,7 @@ def test_a_pair_has_one_score_however_asked(case, made, batch_of):
 @pytest.mark.parametrize("epochs", [1, 2], ids=["first stage", "second stage"])
 def test_restored_from_a_checkpoint_it_takes_the_same_next_steps(case, epochs, made, batch_of, tmp_path):
     """Stage 2 begins at the second step of the second epoch: in what follows, or in what the file holds."""
-    rule = {"trigger": "armed", "t_min": 1, "patience": 2, "threshold": 0.5}
+    rule = {"trigger": "paper", "patience": 5, "threshold": 0.5}
     runs = [range(10, 13), range(20, 23), range(30, 33)]
     config, whole, magnet, train, test = made(case, **rule)
     batch, file = batch_of(train), str(tmp_path / "saved.pth")
@@ -161,7 +161,6 @@ def test_restored_from_a_checkpoint_it_takes_the_same_next_steps(case, epochs, m
         "step": 0,
         "switch_step": 5,
         "switch_epoch": 1,
-        "forced": 0,
     }
     assert torch.equal(magnet.trigger.curve, restored.trigger.curve)
     for one, same in zip(whole.parameters(), other.parameters(), strict=True):

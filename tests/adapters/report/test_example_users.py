@@ -156,7 +156,7 @@ def test_magnets_experts_are_those_that_score(magnet, data):
     with at_work(loaded.model):
         loaded.model.recplug_encode()
         with loaded.model.recplug.serving():
-            _, kept = module.sampled_routing(torch.full((3,), 3), torch.tensor([2, 5, 9]))
+            kept = module.sampled_routing(torch.full((3,), 3), torch.tensor([2, 5, 9])).kept
     for (line,), row in zip(lines, kept.tolist(), strict=True):
         assert line.about == "routed to"
         told = [(name, float(w)) for name, w in re.findall(r"([a-z ]+?) ([\d.]+)(?:, |$)", line.words)]

@@ -47,17 +47,12 @@ def module_of():
 
 def one_expert(experts, e, x_user, x_item):
     """One expert and one pair: its vector, or None where it has none; and its score, or None without a user."""
-    act = F.gelu if experts.activation == "gelu" else F.relu
     if experts.form == "product":
         return experts.scale[e] * x_item, None if x_user is None else (experts.scale[e] * x_user * x_item).sum()
-    if experts.form == "dot":
-        return None, (x_user @ experts.of_user[e]) @ (x_item @ experts.of_item[e])
     weight, given = [experts.of_item[e]], [x_item]
     if x_user is not None:
         weight, given = [*weight, experts.of_user[e]], [*given, x_user]
-    if experts.form == "concat_prod":
-        weight, given = [*weight, experts.of_product[e]], [*given, x_user * x_item]
-    hidden = act(torch.cat(given) @ torch.cat(weight) + experts.first_bias[e])
+    hidden = F.gelu(torch.cat(given) @ torch.cat(weight) + experts.first_bias[e])
     s = hidden @ experts.second[e] + experts.second_bias[e]
     return s, None if x_user is None else s @ experts.readout
 

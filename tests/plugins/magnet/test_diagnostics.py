@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from recplug.plugins.contract import Panel
-from recplug.plugins.magnet.diagnostics import groups
+from recplug.plugins.magnet.diagnostics import groups_of
 from recplug.plugins.testing.case import step_loss
 
 
@@ -28,7 +28,7 @@ def test_pictures_show_the_routing_of_training_pairs(make, module_of, host_name,
     with torch.no_grad(), host.eval().chain.serving():
         if host_name == "nodes-bpr":
             host.backbone()
-        dense, kept = magnet.sampled_routing(*case.edges())
+        dense, kept, _ = magnet.sampled_routing(*case.edges())
     use = found["utilisation"].values
     assert use.shape == (3, 3)
     assert float(use.sum()) == pytest.approx(1.0, abs=1e-5)
@@ -63,7 +63,7 @@ def test_groups_are_the_loop():
     users = torch.cat([torch.full((n,), u) for u, n in enumerate([0, *range(1, 40)])])
     items = torch.randint(1, 60, (len(users),), generator=generator)
     edges = torch.stack([users, items])
-    names, cells = groups(edges, n_users, n_items, users, items)
+    names, cells = groups_of(edges, n_users, n_items, users, items)
     degree = torch.bincount(users, minlength=n_users).tolist()
     popularity = torch.bincount(items, minlength=n_items).tolist()
     ranked = sorted(range(1, n_items), key=lambda i: (popularity[i], i))
@@ -88,12 +88,12 @@ def test_the_log_says_when_and_why_it_switched_and_warns_of_the_first_epoch(make
 
 
 def test_a_later_switch_is_no_warning(make, module_of, caplog):
-    case = make("nodes-bpr", trigger="armed", t_max=2)
+    case = make("nodes-bpr", trigger="fixed@2")
     host = case.build()
     with caplog.at_level(logging.INFO, "recplug"):
         for _ in range(4):  # epochs of one step
             step_loss(host, case.batch())
     assert "stage 1, entropy" in caplog.text
-    assert "stage 2 since step 2 of epoch 2 (forced by t_max)" in caplog.text
-    assert module_of(host).diagnostics()["entropy"].marks == ((2.0, "second stage, forced by t_max"),)
+    assert "stage 2 since step 2 of epoch 2 (trigger fixed@2)" in caplog.text
+    assert module_of(host).diagnostics()["entropy"].marks == ((2.0, "second stage, trigger fixed@2"),)
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING]

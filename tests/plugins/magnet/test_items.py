@@ -19,7 +19,7 @@ def slow(magnet, z, content, slow_expert):
     out, dense = torch.zeros_like(z), torch.zeros(len(z), magnet.pool.n_experts)
     for i in range(len(z)):
         sources = [z[i]]
-        for m, layer in enumerate(magnet.cues.maps):
+        for m, layer in enumerate(magnet.content.maps):
             there = i < N_ITEMS and bool(content[m].present[i])
             sources.append(layer(units[m][i]) if there else None)
         lacks = torch.tensor([sources[a] is None for a in magnet.pool.anchors.tolist()])
@@ -65,7 +65,7 @@ def test_training_reads_the_same_rows_and_weighs_items_as_they_come(make, module
         host.backbone.dropout.p = 0.0
         host.backbone.loss(batch)
         parts = magnet.losses(step)
-        z = step.memory["magnet.base"] if host_name == "nodes-bpr" else step.table("items")
+        z = case.backbone().train()()[1] if host_name == "nodes-bpr" else step.table("items")
         dense = slow(magnet, z, content, slow_expert)[1][positives]
     mean = dense.mean(dim=0)
     h = -torch.special.xlogy(mean, mean).sum() / torch.log(torch.tensor(9.0))

@@ -11,14 +11,12 @@ from recplug.plugins.testing import CHECKS, cases
 from recplug.plugins.testing.case import step_loss
 
 VARIANTS = {
-    "paper": {"preset": "paper", "induced": 5, "neighbours": 4},
-    "robust": {"preset": "robust", "top_k": 9},
-    "node": {"mode": "node"},
-    "node, replaced": {"mode": "node", "join": "replace"},
-    "product": {"mode": "pair", "expert_input": "concat_prod", "structure": "free"},
-    "dot": {"mode": "pair", "expert_input": "dot", "router_hidden": 0, "activation": "relu"},
-    "single": {"structure": "single", "trigger": "fixed@1", "entropy_ema": 0.5},
-    "joint": {"mode": "pair", "trigger": "joint", "clock": "epoch", "t_max": 2, "views": "sv"},
+    "paper": {"base": "none", "expert_input": "concat", "induced": 5, "trigger": "paper", "leave_one_out": False},
+    "node": {"mode": "node", "top_k": 9},
+    "node, replaced": {"mode": "node", "base": "none", "expert_input": "concat"},
+    "free": {"mode": "pair", "structure": "free", "base": "backbone"},
+    "single": {"structure": "single", "trigger": "fixed@1"},
+    "one view": {"mode": "pair", "induced": 0},
     "one modality": {"modalities": ("text",), "weighting": "quadratic"},
 }
 SLOW = {"permutation", "deepcopy"}  # run at the defaults by test_every_plugin
@@ -60,13 +58,10 @@ def test_auto_says_that_it_took_node_mode(make, caplog):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"views": "dv"}, "views dv contrasts behaviour of pairs"),
-        ({"expert_input": "dot"}, "expert_input dot is of pairs, and mean-ce takes node mode"),
-        ({"rerank_top": 5}, "rerank_top is of pairs"),
         ({"modalities": ("imaeg",)}, "did you mean 'image'"),
         ({"modalities": ()}, "modalities is empty"),
     ],
-    ids=["views", "dot", "rerank", "unknown", "empty"],
+    ids=["unknown", "empty"],
 )
 def test_refusals_of_the_builder(make, values, message):
     with pytest.raises(RecplugError, match=message) as error:
@@ -83,32 +78,15 @@ def test_pairs_are_refused_on_sequential_hosts():
     ("values", "message"),
     [
         ({"trigger": "fixed"}, "fixed@T, such as fixed@10"),
-        ({"trigger": "armd"}, "choose paper, armed"),
-        ({"delta": (0.5, 0.6)}, "add up to 1"),
-        ({"delta": 1.5}, "between 0 and 1"),
-        ({"rerank_top": 200, "join": "replace"}, "does not train"),
-        ({"mode": "node", "expert_input": "dot"}, "is of pairs"),
+        ({"trigger": "armd"}, "choose armed, paper"),
+        ({"delta": 1.5}, "less than or equal to 1"),
         ({"lambda_rout": 0.1}, "did you mean 'lambda_route'"),
     ],
-    ids=["fixed", "typo", "shares", "share", "rerank", "node", "unknown"],
+    ids=["fixed", "typo", "share", "unknown"],
 )
 def test_refusals_of_settings(values, message):
     with pytest.raises(RecplugError, match=message):
         parse_settings("magnet", MagnetSettings, values)
-
-
-def test_presets_give_way_to_what_is_said():
-    paper = MagnetSettings(preset="paper", induced=10)
-    assert (paper.join, paper.trigger, paper.views, paper.neighbours, paper.induced) == (
-        "replace",
-        "paper",
-        "dv",
-        20,
-        10,
-    )
-    assert MagnetSettings(preset="robust").coverage_floor == 0.1
-    assert MagnetSettings(delta="0.2,0.8").delta == (0.2, 0.8)
-    assert MagnetSettings(delta=0.4).delta == 0.4
 
 
 @pytest.mark.parametrize("host", ["nodes-bpr", "mean-ce"])

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -24,7 +24,6 @@ from recplug.plugins.nn.knn import Neighbours, kneighbours
 
 CACHE_FORMAT = "recplug.induced-cache/1"
 CELLS = 2**24  # of one block of users times items
-Score = Literal["full", "neighbour"]
 
 
 @torch.no_grad()
@@ -36,7 +35,6 @@ def induced_edges(
     n_items: int,
     k: int,
     r: int,
-    score: Score = "full",
     given: Mapping[str, Neighbours] | None = None,
     block: int | None = None,
     cache: Path | None = None,
@@ -48,9 +46,9 @@ def induced_edges(
         j \in \bigcup_{i \in I_u} \bigcup_m N^m(i) \setminus I_u
 
     with :math:`s^m_{ij}` the cosine and :math:`N^m(i)` the k nearest other items. The edges rank by c and do not keep
-    it (eq. 4 counts neighbours only). With ``score="neighbour"`` (ours) :math:`s^m_{ij}` is 0 unless j is in
-    :math:`N^m(i)`. Scores are summed in float64 and compared as float32, equal ones by the lower id; never more than a
-    block of users times items is held.
+    it (eq. 4 counts neighbours only). Where neighbours are given (ours) :math:`s^m_{ij}` is 0 unless j is in
+    :math:`N^m(i)`: content that was fitted to a graph has no other meaningful cosines. Scores are summed in float64 and
+    compared as float32, equal ones by the lower id; never more than a block of users times items is held.
 
     Args:
         modalities: content, each row an item; an absent item is near to nothing.
@@ -58,7 +56,6 @@ def induced_edges(
         n_users, n_items: counts with the padding rows.
         k: neighbours an item and modality.
         r: edges a user at most.
-        score: see above.
         given: neighbours that came with the data, by modality, which are not computed again.
         block: users at once; by default as many as ``CELLS`` allows.
         cache: a folder; the edges are kept there under a hash of all of the above.
@@ -74,7 +71,7 @@ def induced_edges(
     given = {m.name: given[m.name] for m in modalities if given and m.name in given}
     file = None
     if cache is not None:
-        about = [CACHE_FORMAT, n_users, n_items, k, r, score]
+        about = [CACHE_FORMAT, n_users, n_items, k, r]
         file = Path(cache) / f"induced-{_digest(about, modalities, edges, given)}.safetensors"
         if (kept := _load(file)) is not None:
             return kept.to(edges.device)
@@ -85,7 +82,7 @@ def induced_edges(
     history.data[:] = 1.0  # what comes twice counts once
     reach = sum(_support(near))
     size = block or max(1, CELLS // n_items)
-    score_block = _neighbour_scores(near) if score == "neighbour" else _full_scores(modalities, n_items)
+    score_block = _neighbour_scores(near) if given else _full_scores(modalities, n_items)
     parts = []
     for start in range(0, n_users, size):
         mine = history[start : start + size]

@@ -13,18 +13,18 @@ from recplug.plugins.nn.content import principal
 from recplug.plugins.nn.propagation import Adjacency
 
 
-class Cues(nn.Module):
+class Content(nn.Module):
     r"""One linear map a modality: :math:`h_i^m = W_m x_i^m + b_m`, and a user's mean of it over the history.
 
     As the map is linear and x is frozen, the mean is taken of x, once. Ours: vectors at unit length; an absent vector,
-    or a history without any, has a cue of zeros and is marked.
+    or a history without any, has zeros and is marked.
 
     Args:
         modalities: content, each row an item.
         n_rows: rows of the item table.
-        n_users: with the padding row; 0 where users need no cues.
+        n_users: with the padding row; 0 where users need none.
         edges: ``[2, n]`` (user, item) training interactions; what comes twice counts once.
-        width: d, of a cue.
+        width: d, of the result.
         content_width: principal components kept of wider vectors; 0 for all columns.
 
     Shapes:

@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recplug.plugins.contract import Modality
-from recplug.plugins.magnet import induced as module
-from recplug.plugins.magnet.induced import induced_edges
+from recplug.plugins.magnet import induced_edges as module
+from recplug.plugins.magnet.induced_edges import induced_edges
 from recplug.plugins.nn.knn import Neighbours, kneighbours
 from recplug.plugins.nn.propagation import Adjacency
 
@@ -24,7 +24,7 @@ def cosines(modality):
     return rows @ rows.T
 
 
-def slow(content, edges, k, r, score):
+def slow(content, edges, k, r, given):
     """Every definition as it stands, by loops."""
     found = set()
     near = []
@@ -41,9 +41,9 @@ def slow(content, edges, k, r, score):
         for j in range(N_ITEMS):
             if j in history or not any(j in sets[i] for i in history for _, sets in near):
                 continue
-            scores[j] = sum(
-                float(s[i, j]) for i in history for s, sets in near if score == "full" or j in sets[i]
-            ) / len(content)
+            scores[j] = sum(float(s[i, j]) for i in history for s, sets in near if not given or j in sets[i]) / len(
+                content
+            )
         best = sorted(scores, key=lambda j: (-scores[j], j))[:r]
         found |= {(user, j) for j in best}
     return found
@@ -55,11 +55,12 @@ def pairs(edges):
 
 @given(st.integers(0, 1000), st.sampled_from([1, 3, 6]), st.sampled_from([1, 4, 50]), st.sampled_from([1, 3, 99]))
 @settings(max_examples=25, deadline=None)
-@pytest.mark.parametrize("score", ["full", "neighbour"])
-def test_is_the_double_loop(modalities, score, seed, k, r, block):
+@pytest.mark.parametrize("given", [False, True])
+def test_is_the_double_loop(modalities, given, seed, k, r, block):
     content, edges = modalities(N_ITEMS, seed=seed), train_edges(seed)
-    found = induced_edges(content, edges, n_users=N_USERS, n_items=N_ITEMS, k=k, r=r, score=score, block=block)
-    assert pairs(found) == slow(content, edges, k, r, score)
+    mine = {m.name: kneighbours(m.values, m.present, k) for m in content} if given else None
+    found = induced_edges(content, edges, n_users=N_USERS, n_items=N_ITEMS, k=k, r=r, given=mine, block=block)
+    assert pairs(found) == slow(content, edges, k, r, given)
     assert len(pairs(found)) == found.shape[1]
     assert not pairs(found) & pairs(edges)
     assert torch.bincount(found[0], minlength=N_USERS).max() <= r
@@ -86,9 +87,10 @@ def test_none_asked_for_or_no_interactions(modalities):
 def test_given_neighbours_are_taken_without_the_item_itself(modalities):
     content, edges = modalities(N_ITEMS), train_edges()
     mine = {m.name: kneighbours(m.values, m.present, 4, include_self=True) for m in content}
-    size = {"n_users": N_USERS, "n_items": N_ITEMS, "r": 5, "score": "neighbour"}
+    bare = {m.name: kneighbours(m.values, m.present, 3) for m in content}
+    size = {"n_users": N_USERS, "n_items": N_ITEMS, "r": 5}
     found = induced_edges(content, edges, k=9, given=mine, **size)
-    assert pairs(found) == pairs(induced_edges(content, edges, k=3, **size))  # 4 with itself are 3 others
+    assert pairs(found) == pairs(induced_edges(content, edges, k=3, given=bare, **size))  # 4 with itself are 3 others
     far = {
         name: Neighbours(each.index[:, [0, 3]], each.weight[:, [0, 3]], each.valid[:, [0, 3]])
         for name, each in mine.items()
@@ -107,12 +109,11 @@ def test_cache_is_read_and_depends_on_everything(modalities, tmp_path, monkeypat
     assert len(kept()) == 1
     induced_edges(content, edges, k=4, r=4, **size)
     induced_edges(content, edges, k=3, r=5, **size)
-    induced_edges(content, edges, k=3, r=4, score="neighbour", **size)
     induced_edges(content, edges[:, :-1], k=3, r=4, **size)  # another split
     induced_edges(modalities(N_ITEMS, seed=9), edges, k=3, r=4, **size)
     mine = {m.name: kneighbours(m.values, m.present, 3) for m in content}
     induced_edges(content, edges, k=3, r=4, given=mine, **size)
-    assert len(kept()) == 7
+    assert len(kept()) == 6
     monkeypatch.setattr(module, "_best", None)  # nothing is computed again
     assert torch.equal(induced_edges(content, edges, k=3, r=4, **size), first)
 

@@ -1,13 +1,13 @@
 import torch
 
-from recplug.plugins.magnet.cues import Cues, mix
+from recplug.plugins.magnet.content import Content, mix
 
 EDGES = torch.tensor([[1, 1, 1, 2, 2, 3, 1], [1, 2, 3, 3, 5, 3, 1]])  # user 1 had item 1 twice; user 4 nothing
 
 
 def made(modalities, edges=EDGES, content_width=0):
     torch.manual_seed(0)
-    return Cues(modalities=modalities(8), n_rows=9, n_users=5, edges=edges, width=4, content_width=content_width)
+    return Content(modalities=modalities(8), n_rows=9, n_users=5, edges=edges, width=4, content_width=content_width)
 
 
 def slow_item(cues, content, m, i):
