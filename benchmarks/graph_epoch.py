@@ -54,12 +54,10 @@ VARIANTS = {
     "bare": Variant(),
     "fast products": Variant(fast=True),
     "fast products, the rest mended": Variant(fast=True, mended=True),
-    "SSR, K=8 every 4th step": Variant(True, True, "ssr", {"engine": "polynomial"}),  # the defaults
-    "SSR, K=5": Variant(True, True, "ssr", {"engine": "polynomial", "order": 5, "every": 1}),
-    "SSR, K=16": Variant(True, True, "ssr", {"engine": "polynomial", "order": 16, "every": 1}),
-    "SSR, K=16, mixing": Variant(True, True, "ssr", {"engine": "polynomial", "order": 16, "every": 1, "fusion": "cp"}),
-    "SSR, low-rank": Variant(True, True, "ssr", {"engine": "lowrank", "every": 1}),
-    "SSR, no content blocks": Variant(True, True, "ssr", {"engine": "polynomial", "content_blocks": False}),
+    "SSR": Variant(True, True, "ssr"),  # the defaults
+    "SSR, masked view": Variant(True, True, "ssr", {"lambda_mask": 1e-3}),
+    "SSR, masked view, mixing": Variant(True, True, "ssr", {"lambda_mask": 1e-3, "fusion": "cp"}),
+    "SSR, content graph alone": Variant(True, True, "ssr", {"content": "graph"}),
     "MARS": Variant(True, True, "mars"),
     "MARS, factors alone": Variant(True, True, "mars", {"structure": "none"}),
     "MARS, content in X": Variant(True, True, "mars", {"x": "ids_content"}),

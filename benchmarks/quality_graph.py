@@ -24,21 +24,21 @@ from paired import Variant, cell_path, fill, load, table, waves
 
 from recplug.adapters.compare.statistics import recall_by_user
 
-GRAPH_ALONE: dict[str, Any] = {"ssr.bands": 1, "ssr.fusion": "sum", "ssr.content_blocks": False}
+GRAPH_ALONE: dict[str, Any] = {"ssr.bands": 1, "ssr.fusion": "sum", "ssr.content": "graph"}
 VARIANTS: dict[str, Variant] = {
     "bare": ([], {"fast_propagation": True}),
     "SSR": (["ssr"], {}),
     "content graph": (["ssr"], GRAPH_ALONE),
     "SSR, shuffled features": (["ssr"], {"shuffle_features": True}),
     "SSR, one band": (["ssr"], {"ssr.bands": 1}),
-    "SSR, random bands": (["ssr"], {"ssr.engine": "random"}),
-    "SSR, no masking": (["ssr"], {"ssr.lambda_mask": 0.0}),
+    "SSR, masked view": (["ssr"], {"ssr.lambda_mask": 1e-3}),
+    "SSR, random bands": (["ssr"], {"ssr.lambda_mask": 1e-3, "ssr.engine": "random"}),
     "SSR, no contrast": (["ssr"], {"ssr.lambda_contrast": 0.0}),
-    "SSR, low-rank mixing": (["ssr"], {"ssr.fusion": "cp", "ssr.every": 1}),
-    "SSR, column softmax": (["ssr"], {"ssr.fusion": "colsoftmax", "ssr.every": 1}),
-    "SSR, score_kl": (["ssr"], {"ssr.consistency": "score_kl"}),
-    "SSR, no content blocks": (["ssr"], {"ssr.content_blocks": False}),
-    "SSR, legacy polynomials": (["ssr"], {"ssr.engine": "legacy_cheb"}),
+    "SSR, low-rank mixing": (["ssr"], {"ssr.fusion": "cp"}),
+    "SSR, column softmax": (["ssr"], {"ssr.fusion": "colsoftmax"}),
+    "SSR, score_kl": (["ssr"], {"ssr.lambda_mask": 1e-3, "ssr.consistency": "score_kl"}),
+    "SSR, no content blocks": (["ssr"], {"ssr.content": "graph"}),
+    "SSR, legacy polynomials": (["ssr"], {"ssr.lambda_mask": 1e-3, "ssr.engine": "legacy_cheb"}),
 }
 FIRST = ("bare", "SSR", "content graph")
 METRICS = ("best_valid_score", "recall@10", "recall@20", "ndcg@10", "ndcg@20")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
+from itertools import pairwise
 from typing import Literal, get_args
 
 import torch
@@ -14,19 +14,15 @@ from recplug.plugins.errors import RecplugError
 from recplug.plugins.nn.distributed import mean_over_ranks
 from recplug.plugins.nn.propagation import Adjacency
 from recplug.plugins.ssr import edges as band_edges
-from recplug.plugins.ssr.control import RandomEngine
-from recplug.plugins.ssr.engines import Engine, FixedEngine, PolynomialEngine, SpectralEngine
-from recplug.plugins.ssr.spectrum import isolated
+from recplug.plugins.ssr.polynomial import PolynomialEngine, legacy_low_passes
+from recplug.plugins.ssr.spectral import RandomEngine, SpectralEngine, isolated
 
 logger = logging.getLogger("recplug")
 
-EngineName = Literal["auto", "spectral", "polynomial", "lowrank", "diffusion", "legacy_cheb", "random"]
-EdgeRule = Literal["equal_energy", "equal_width", "equal_count"]
+Engine = Literal["auto", "spectral", "polynomial", "legacy_cheb", "random"]
 
-EXACT_SIDE = {"cuda": 8192}
-"""Up to this size of the eigenproblem ``auto`` solves it exactly, by kind of device."""
-
-EXACT_SIDE_ELSEWHERE = 1024
+EXACT_SIDE = 1024
+"""Up to this size of the eigenproblem ``auto`` solves it exactly, on every device."""
 
 EXACT_BYTES = 4 * 2**30
 """``auto`` keeps eigenvectors up to this size."""
@@ -44,15 +40,12 @@ class Decomposition(nn.Module):
         graph: A_hat, symmetric and normalised, ``[N, N]``.
         split: number of user nodes where the graph is bipartite, users first; else None.
         bands: M; one band is the signal itself and costs nothing.
-        engine: ``spectral`` (all eigenvectors), ``lowrank`` (the ``rank`` leading ones, the rest as one eigenvalue),
-            ``polynomial`` (K sparse products), ``diffusion`` (powers of I - L/2), ``legacy_cheb``, ``random`` (a
+        engine: ``spectral`` (all eigenvectors), ``polynomial`` (K sparse products), ``legacy_cheb``, ``random`` (a
             control without a graph), or ``auto``: exact where the eigenproblem is small, else polynomial.
         order: K of the polynomial engine.
-        rank: of ``lowrank``.
-        edges: the rule for band edges, or the M - 1 edges themselves; ``diffusion``, ``legacy_cheb`` and ``random``
-            have none to choose.
-        cache: a folder for eigenvectors.
-        seed: of probes and of the control.
+        edges: the M - 1 edges, ascending in (0, 2); None: of equal energy, by :meth:`observe`. ``legacy_cheb`` and
+            ``random`` have none to choose.
+        seed: of the control.
 
     Shapes:
         ``x [N, F]`` to ``[r, M, F]``.
@@ -73,69 +66,57 @@ class Decomposition(nn.Module):
         graph: Adjacency,
         split: int | None,
         bands: int,
-        engine: EngineName,
+        engine: Engine,
         order: int = 16,
-        rank: int = 64,
-        edges: EdgeRule | tuple[float, ...] = "equal_energy",
-        cache: Path | None = None,
+        edges: Sequence[float] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
         _check(graph, split)
-        for name, value in (("bands", bands), ("order", order), ("rank", rank)):
+        for name, value in (("bands", bands), ("order", order)):
             if value < 1:
                 raise RecplugError(f"{name} is {value}; it must be at least 1")
-        if engine not in get_args(EngineName):
-            raise RecplugError(f"there is no engine '{engine}'; use one of {', '.join(get_args(EngineName))}")
-        if isinstance(edges, str) and edges not in get_args(EdgeRule):
-            raise RecplugError(
-                f"there is no edge rule '{edges}'; use one of {', '.join(get_args(EdgeRule))}, or numbers"
-            )
-        self.n_nodes, self.n_bands, self.split, self.rule = graph.shape[0], bands, split, edges
+        if engine not in get_args(Engine):
+            raise RecplugError(f"there is no engine '{engine}'; use one of {', '.join(get_args(Engine))}")
+        self.n_nodes, self.n_bands, self.split = graph.shape[0], bands, split
         self.register_buffer("isolated", isolated(graph), persistent=False)
         self.choice, self.why = _choose(graph, split, engine)
-        self.engine = self._build(graph, order, rank, cache, seed) if bands > 1 else None
-        raw = self._initial(edges)
+        self.engine = self._build(graph, order, seed) if bands > 1 else None
+        start = self._start(edges)
         for name, tensor in (
-            ("edges", self._snap(raw)),
-            ("_estimated", raw),
+            ("edges", start),
+            ("_estimated", start.clone()),
             ("_observed", torch.zeros((), dtype=torch.long, device="cpu")),
-            ("_frozen", torch.zeros((), dtype=torch.bool, device="cpu")),
+            ("_frozen", torch.tensor(edges is not None, device="cpu")),
         ):
             dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
             self.register_buffer(name, tensor.to(graph.device, dtype))
 
-    def _build(self, graph: Adjacency, order: int, rank: int, cache: Path | None, seed: int) -> Engine:
+    def _build(self, graph: Adjacency, order: int, seed: int) -> SpectralEngine | PolynomialEngine | RandomEngine:
         if graph.nnz == 0:
             logger.warning("SSR's graph has no edges: every signal has eigenvalue 1 and lies in one band")
-            return SpectralEngine.empty(graph, split=self.split)
+            return SpectralEngine(graph=graph, split=self.split)
         if self.choice == "spectral":
-            return SpectralEngine.of(graph, split=self.split, rank=None, cache=cache)
-        if self.choice == "lowrank":
-            return SpectralEngine.of(graph, split=self.split, rank=rank, cache=cache)
-        if self.choice == "diffusion":
-            return FixedEngine.diffusion(graph, self.n_bands)
-        if self.choice == "legacy_cheb":
-            return FixedEngine.legacy(graph, self.n_bands, order)
+            return SpectralEngine(graph=graph, split=self.split)
         if self.choice == "random":
             return RandomEngine(graph=graph, bands=self.n_bands, seed=seed)
-        return PolynomialEngine(graph=graph, order=order, bipartite=self.split is not None, seed=seed)
+        low = legacy_low_passes(self.n_bands, order) if self.choice == "legacy_cheb" else None
+        return PolynomialEngine(graph=graph, order=order, bipartite=self.split is not None, low=low)
 
-    def _initial(self, rule: EdgeRule | tuple[float, ...]) -> Tensor:
-        """``[M-1]``, before snapping."""
-        fixed = None if self.engine is None else self.engine.fixed
-        if not isinstance(rule, str):
-            if fixed is not None:
-                raise RecplugError(f"engine '{self.choice}' has no edges to choose; give a rule, or another engine")
-            return band_edges.explicit(rule, self.n_bands)
-        if fixed is not None or self.engine is None:
-            return band_edges.equal_width(self.n_bands) if fixed is None else fixed
-        return self.engine.count(self.n_bands) if rule == "equal_count" else band_edges.equal_width(self.n_bands)
-
-    def _snap(self, raw: Tensor) -> Tensor:
-        if self.engine is None or self.engine.fixed is not None:
-            return raw
-        return self.engine.snap(raw, explicit=not isinstance(self.rule, str))
+    def _start(self, given: Sequence[float] | None) -> Tensor:
+        """``[M-1]``: the edges that were given, or equal widths until signals are seen."""
+        if given is None:
+            start = band_edges.equal_width(self.n_bands)
+            movable = isinstance(self.engine, SpectralEngine | PolynomialEngine) and self.engine.fixed is None
+            return self.engine.snap(start) if movable else start  # type: ignore[union-attr,operator]
+        if self.engine is not None and self.engine.fixed is not None:
+            raise RecplugError(f"engine '{self.choice}' has no edges to choose; give none, or another engine")
+        if len(given) != self.n_bands - 1 or any(not a < b for a, b in pairwise([0.0, *given, 2.0])):
+            raise RecplugError(
+                f"{self.n_bands} bands have {self.n_bands - 1} edges, ascending and strictly between 0 and 2, "
+                f"not {tuple(given)}"
+            )
+        return torch.tensor(given, dtype=torch.float64, device="cpu")
 
     def forward(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         """All bands at the nodes that are asked for, differentiable in ``x``; under autocast in float32 too.
@@ -154,7 +135,8 @@ class Decomposition(nn.Module):
         if self.engine is None:
             return (x if rows is None else x[rows]).unsqueeze(1)
         with torch.autocast(x.device.type, enabled=False):
-            return self.engine(x, rows, self.edges)
+            bands: Tensor = self.engine(x, rows, self.edges)
+        return bands
 
     def _fit(self, x: Tensor) -> Tensor:
         if x.dim() != 2 or x.shape[0] != self.n_nodes:
@@ -167,7 +149,7 @@ class Decomposition(nn.Module):
     def observe(self, signals: Sequence[Tensor]) -> None:
         """Move the edges towards equal energy: half way from the second time on. Waits for the device; not for a step.
 
-        Nothing happens once frozen, with another edge rule, with an engine that has no edges, or without energy.
+        Nothing happens once frozen, with an engine that has no edges, or without energy.
 
         Args:
             signals: one ``[N, F_p]`` a modality; each counts as much as any other.
@@ -175,7 +157,8 @@ class Decomposition(nn.Module):
         Raises:
             RecplugError: a signal has the wrong shape, or is not finite.
         """
-        if self.engine is None or self.engine.fixed is not None or self.rule != "equal_energy" or self.frozen:
+        engine = self.engine
+        if not isinstance(engine, SpectralEngine | PolynomialEngine) or engine.fixed is not None or self.frozen:
             return
         seen = []
         for signal in signals:
@@ -189,12 +172,12 @@ class Decomposition(nn.Module):
             return
         with torch.autocast(seen[0].device.type, enabled=False):
             # The backbone's dropout differs between processes, and their bands must not.
-            found = mean_over_ranks(self.engine.estimate(seen, self.n_bands))
+            found = mean_over_ranks(engine.estimate(seen, self.n_bands))
         if int(self._observed):
             found = (found + self._estimated.double().cpu()) / 2
         self._observed += 1
         self._estimated.copy_(found)
-        self.edges.copy_(self._snap(found))
+        self.edges.copy_(engine.snap(found))
 
     def freeze(self) -> None:
         """Keep the edges as they are from now on."""
@@ -205,26 +188,11 @@ class Decomposition(nn.Module):
         """Whether the edges stay; waits for the device."""
         return bool(self._frozen)
 
-    # -- what it does
-
     def responses(self, eigenvalues: Tensor) -> Tensor:
         """``[M, n]``: the share of a mode with ``eigenvalues [n]`` that goes into each band; columns sum to 1."""
         if self.engine is None:
             return torch.ones_like(eigenvalues).unsqueeze(0)
         return self.engine.responses(eigenvalues, self.edges)
-
-    @torch.no_grad()
-    def energies(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
-        """``[M]``: each band's share of the bands' energy, at ``rows`` or everywhere; zero without energy."""
-        energy = self(x, rows).square().sum(dim=(0, 2))
-        return energy / energy.sum().clamp(min=torch.finfo(energy.dtype).tiny)
-
-    @torch.no_grad()
-    def overlap(self, x: Tensor) -> Tensor:
-        r""":math:`1 - \sum_m \lVert B_m \rVert^2 / \lVert x \rVert^2`: zero for sharp bands, more for softer ones."""
-        x = self._fit(x)
-        total = x.square().sum()
-        return 1 - self(x).square().sum() / total.clamp(min=torch.finfo(total.dtype).tiny)
 
     def summary(self) -> str:
         """Engine, why it was chosen, how sharp it is, where the edges stand and from where they were moved."""
@@ -234,8 +202,8 @@ class Decomposition(nn.Module):
         lines.append(self.engine.describe())
         if self.engine.fixed is not None:
             return "\n".join([*lines, "edges are not chosen"])
-        state = "frozen" if self.frozen else f"estimated {int(self._observed)} times"
-        lines.append(f"edges {', '.join(f'{e:.4f}' for e in self.edges.tolist())} ({self.rule}, {state})")
+        state = f"estimated {int(self._observed)} times"
+        lines.append(f"edges {', '.join(f'{e:.4f}' for e in self.edges.tolist())} ({state})")
         for raw, edge in zip(self._estimated.tolist(), self.edges.tolist(), strict=True):
             if abs(raw - edge) > 1e-6:
                 lines.append(f"edge {raw:.4f} was moved to {edge:.4f}")
@@ -243,21 +211,21 @@ class Decomposition(nn.Module):
 
     def extra_repr(self) -> str:
         """Sizes and choices."""
-        return f"nodes={self.n_nodes}, bands={self.n_bands}, engine='{self.choice}', edges={self.rule!r}"
+        return f"nodes={self.n_nodes}, bands={self.n_bands}, engine='{self.choice}'"
 
 
-def _choose(graph: Adjacency, split: int | None, engine: EngineName) -> tuple[EngineName, str]:
+def _choose(graph: Adjacency, split: int | None, engine: Engine) -> tuple[Engine, str]:
     """The engine and the reason."""
     if engine != "auto":
         return engine, "asked for"
     n = graph.shape[0]
     side = n if split is None else min(split, n - split)
-    limit = EXACT_SIDE.get(graph.device.type, EXACT_SIDE_ELSEWHERE)
-    if side > limit:
-        return "polynomial", f"an eigenproblem of {side} is larger than {limit}"
-    if n * side * graph.dtype.itemsize > EXACT_BYTES:
-        return "polynomial", f"eigenvectors of {n} x {side} are larger than {EXACT_BYTES >> 30} GiB"
-    return "spectral", f"an eigenproblem of {side} is at most {limit}"
+    modes = n if split is None else 2 * side
+    if side > EXACT_SIDE:
+        return "polynomial", f"an eigenproblem of {side} is larger than {EXACT_SIDE}"
+    if n * modes * graph.dtype.itemsize > EXACT_BYTES:
+        return "polynomial", f"eigenvectors of {n} x {modes} are larger than {EXACT_BYTES >> 30} GiB"
+    return "spectral", f"an eigenproblem of {side} is at most {EXACT_SIDE}"
 
 
 def _check(graph: Adjacency, split: int | None) -> None:

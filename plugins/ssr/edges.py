@@ -1,4 +1,4 @@
-"""Where one band ends and the next begins: edges of equal width, energy or count, kept where they mean something.
+"""Where one band ends and the next begins: edges of equal energy, kept where they mean something.
 
 A band is an interval of eigenvalues. An edge inside a multiplicity would cut an eigenspace in a way that depends on the
 solver, so edges stand in gaps; and a bipartite graph has so many eigenvalues at 1 that its edges keep off that point.
@@ -7,14 +7,8 @@ Edges change once an epoch at most, so everything here is float64 on the CPU.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
-
 import torch
 from torch import Tensor
-
-from recplug.plugins.errors import RecplugError
-from recplug.plugins.ssr.polynomial import energy_below
 
 MULTIPLICITY = 2e-6
 """Eigenvalues nearer than this to the next one are one eigenvalue."""
@@ -27,34 +21,8 @@ SEPARATION = 0.01
 
 
 def equal_width(bands: int) -> Tensor:
-    """``[M-1]``: 2j/M."""
+    """``[M-1]``: 2j/M, where bands begin before any signal was seen."""
     return 2 * torch.arange(1, bands, dtype=torch.float64, device="cpu") / bands
-
-
-def explicit(edges: Sequence[float], bands: int) -> Tensor:
-    """``[M-1]``: the edges that the user gave.
-
-    Raises:
-        RecplugError: they are not M - 1 ascending numbers between 0 and 2.
-    """
-    inner = [0.0, *edges, 2.0]
-    if len(edges) != bands - 1 or any(not a < b for a, b in pairwise(inner)):
-        raise RecplugError(
-            f"{bands} bands have {bands - 1} edges, ascending and strictly between 0 and 2, not {tuple(edges)}"
-        )
-    return torch.tensor(edges, dtype=torch.float64, device="cpu")
-
-
-def of_moments(moments: Tensor, bands: int) -> Tensor:
-    """``[M-1]``: where the damped energy passes j/M, by bisection; ``moments`` as in ``polynomial.moments``."""
-    moments = moments.to("cpu", torch.float64)
-    target = torch.arange(1, bands, dtype=torch.float64, device="cpu") / bands
-    low, high = torch.zeros_like(target), torch.full_like(target, 2.0)
-    for _ in range(50):
-        middle = (low + high) / 2
-        short = energy_below(moments, middle) < target
-        low, high = torch.where(short, middle, low), torch.where(short, high, middle)
-    return (low + high) / 2
 
 
 def of_spectrum(values: Tensor, energy: Tensor, bands: int, *, atom: bool) -> Tensor:

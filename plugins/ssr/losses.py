@@ -1,95 +1,142 @@
-"""SSR's losses, of what a training step has left in its memory."""
+"""SSR's losses: the masked view, the contrast of modalities, the length of content."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from recplug.plugins.errors import RecplugError
-from recplug.plugins.nn.contrast import first_of_each
-from recplug.plugins.ssr.contrast import spectral_contrast
-from recplug.plugins.ssr.masking import consistency
-from recplug.plugins.step import Step
+from recplug.plugins.nn import Noise
+from recplug.plugins.nn.contrast import first_of_each, info_nce
 
-if TYPE_CHECKING:
-    from recplug.plugins.ssr.module import Ssr
+Form = Literal["repr_mse", "score_kl"]
+NEGLIGIBLE = 1e-5  # of the row's largest band: float32 rounding of a decomposition stays below
 
 
-def masked_view(ssr: Ssr, step: Step) -> Tensor:
-    """The masked view of some triples of the batch against their full view: a scalar.
+class BandMask(nn.Module):
+    r"""Factors that leave whole bands out while training.
 
-    Raises:
-        RecplugError: a score form of the consistency, and a host without users or negatives in its batches.
+    Each band of a node is kept, in all modalities, with probability :math:`1 - \rho`, and what is kept is divided by
+    it. Where every band would go, one drawn uniformly stays (the authors' code always keeps the lowest). That survivor
+    is not scaled differently, so a factor's expectation is :math:`1 + \rho^M / (M (1 - \rho))`: 1.0004 at rho 0.1 with
+    three bands, and :math:`1 / (1 - \rho)` with a single band, which is never left out. Isolated nodes are exempt: they
+    have all their energy at one eigenvalue, and would vanish with that band.
+
+    Args:
+        rate: rho, in [0, 1).
+        noise: the plugin's random stream.
     """
-    batch, s, y = step.batch, step.memory.get("ssr.bands"), step.memory["ssr.fused"]
-    items = batch.positives if batch.positives is not None else step.asked()
-    chosen = ssr.choice.permutation(len(items), items.device)[: ssr.settings.mask_triples]  # [n]
-    parts = [
-        None if ids is None or len(ids) != len(items) else _places(ssr, step, ids[chosen] + offset)
-        for ids, offset in (
-            (batch.users if ssr.n_users else None, 0),
-            *((i, ssr.n_users) for i in (items, batch.negatives)),
-        )
-    ]
-    present = [part for part in parts if part is not None]
-    form = ssr.settings.consistency
-    if form.startswith("score") and len(present) < len(parts):
-        raise RecplugError(f"ssr.consistency {form} needs batches of users, items and negatives; set it to repr_mse")
-    place = torch.cat(present)  # [n * parts]
-    rows = step.memory.get("ssr.rows")
-    nodes = place if rows is None else rows[place]
-    if s is None:
-        bands = ssr.bands_of(step.memory["ssr.signal"], nodes)  # [n * parts, M, P, d]
-    else:  # from bands-first memory: the gradient of this is one addition of rows
-        bands = s.permute(1, 2, 0, 3).index_select(2, place).permute(2, 0, 1, 3)
-    isolated = ssr.decomposition.isolated[nodes]
-    factors = ssr.mask.draw(len(place), bands.shape[1], bands.shape[2], isolated, bands)
-    masked = ssr.fuse(bands * factors).flatten(1)
-    full = [y[part].flatten(1) for part in present]
-    return consistency(full, masked.split(len(chosen)), form)
+
+    def __init__(self, *, rate: float, noise: Noise) -> None:
+        super().__init__()
+        self.rate = rate
+        self.noise = noise
+
+    def draw(self, bands: Tensor, isolated: Tensor | None) -> Tensor:
+        """Factors for ``bands [r, M, P, d]``, to be multiplied with it.
+
+        Args:
+            bands: gives sizes, type and device.
+            isolated: ``[r]`` bool, rows that keep every band unscaled; None: no row.
+
+        Returns:
+            ``[r, M, 1, 1]``; exactly 1 at ``rate`` 0 and in evaluation, where nothing is drawn.
+        """
+        shape = (bands.shape[0], bands.shape[1], 1, 1)
+        if not self.training or self.rate == 0.0:
+            return bands.new_ones(shape)
+        u = self.noise.uniform(shape, bands.device)  # [r, M, 1, 1]
+        # The largest draw is kept anyway unless all lie below the rate; then it is a uniform choice.
+        kept = u >= u.amax(dim=1, keepdim=True).clamp(max=self.rate)
+        factors = kept.to(bands.dtype) / (1.0 - self.rate)
+        return factors if isolated is None else factors.masked_fill(isolated[:, None, None, None], 1.0)
+
+    def extra_repr(self) -> str:
+        """Choices."""
+        return f"rate={self.rate}"
 
 
-def _places(ssr: Ssr, step: Step, nodes: Tensor) -> Tensor:
-    """Where ``nodes [n]`` stand in this step's memory."""
-    rows = step.memory.get("ssr.rows")
-    if rows is None:
-        return nodes
-    slot = rows.new_zeros(ssr.decomposition.n_nodes)
-    return slot.index_copy(0, rows, torch.arange(len(rows), device=rows.device))[nodes]
+def consistency(full: Sequence[Tensor], masked: Sequence[Tensor], form: Form) -> Tensor:
+    r"""How far the masked view is from the full one, which is the target and gets no gradient.
+
+    ``repr_mse``, of the paper's last version and the authors' code, is the mean squared difference, averaged over the
+    parts; with a linear fusion its expected gradient is that of a ridge on the bands. ``score_kl``, our reading of the
+    first version's prediction consistency, acts on the margin :math:`x = \langle u, i^+ - i^- \rangle`:
+    :math:`\mathrm{KL}(\mathrm{Bern}(\sigma(x)) \Vert \mathrm{Bern}(\sigma(\tilde x)))`, with :math:`\tilde x` the
+    masked view's.
+
+    Args:
+        full: users, positives, negatives of the batch, ``[B, d]`` each; ``repr_mse`` takes what there is.
+        masked: the same of the masked view.
+        form: which distance.
+
+    Returns:
+        A scalar, in float32 or wider whatever autocast says.
+    """
+    pairs = [(_wide(f).detach(), _wide(m)) for f, m in zip(full, masked, strict=True)]
+    if form == "repr_mse":
+        return torch.stack([(f - m).square().mean() for f, m in pairs]).mean()
+    (user, masked_user), (positive, masked_positive), (negative, masked_negative) = pairs
+    x = (user * (positive - negative)).sum(dim=-1)  # [B]
+    masked_x = (masked_user * (masked_positive - masked_negative)).sum(dim=-1)  # [B]
+    # Logarithms of both probabilities from their own side: exact far out, where 1 - sigmoid rounds to 0.
+    above = x.sigmoid() * (F.logsigmoid(x) - F.logsigmoid(masked_x))
+    below = (-x).sigmoid() * (F.logsigmoid(-x) - F.logsigmoid(-masked_x))
+    return (above + below).mean()
 
 
-def ridge(step: Step) -> Tensor:
-    """Half the mean squared length of content, all modalities together: every node of the batch counts once."""
-    lengths = step.memory["ssr.content"].square().sum(dim=(1, 2))  # [r]
-    rows = step.memory.get("ssr.rows")
+def spectral_contrast(
+    image: Tensor, text: Tensor, ids: Tensor, valid: Tensor, *, temperature: float, anchors: int, noise: Noise
+) -> Tensor:
+    """Spectral contrastive regularisation: InfoNCE whose anchors are (row, band) pairs.
+
+    The same band of the other modality is the positive; other items and other bands of the same item are negatives,
+    from both modalities. Where we deviate from the authors' code: an anchor is not its own negative, an item that is
+    asked for twice counts once, a band that holds nothing but rounding (an isolated node has a single band) is no
+    anchor, and the pairs are capped by drawing rows.
+
+    Args:
+        image: ``[r, M, d]`` bands before fusion.
+        text: ``[r, M, d]``.
+        ids: ``[r]`` items (or users) of the rows.
+        valid: ``[r]`` bool: rows with both modalities; a property of the id, so that equal ids have equal values.
+        temperature: tau > 0.
+        anchors: at most so many pairs enter, that is ``anchors // M`` rows (at least one).
+        noise: the plugin's random stream, used only where there are more rows.
+
+    Returns:
+        A scalar, in float32 or wider; 0 where fewer than two pairs can be compared.
+    """
+    rows, bands = image.shape[:2]
+    valid = valid & first_of_each(ids)
+    kept = max(anchors // bands, 1)
+    if rows > kept:
+        late = noise.uniform((rows,), valid.device) + (~valid).float()  # valid rows first, in random order
+        chosen = late.topk(kept, largest=False).indices  # [kept]
+        image, text, valid = image[chosen], text[chosen], valid[chosen]
+    paired = valid.unsqueeze(1) & _holds_something(image) & _holds_something(text)  # [kept, M]
+    return info_nce(
+        image.flatten(0, 1), text.flatten(0, 1), temperature=temperature, valid=paired.flatten(), within=True
+    )
+
+
+def ridge(content: Tensor, rows: Tensor | None) -> Tensor:
+    """Half the mean squared length of ``content [r, P-1, d]``, all modalities together; every node counts once."""
+    lengths = content.square().sum(dim=(1, 2))  # [r]
     if rows is None:
         return lengths.mean() / 2
     once = first_of_each(rows)  # [r]
     return (lengths * once).sum() / once.sum() / 2
 
 
-def contrast(ssr: Ssr, step: Step) -> Tensor:
-    """Between every two modalities, over the batch's items: a scalar."""
-    assert ssr.content is not None
-    items = step.batch.positives if step.batch.positives is not None else step.asked()
-    # More than are needed: some lack a modality, or come twice.
-    enough = 4 * ssr.settings.anchors // ssr.settings.bands
-    items = items[ssr.choice.permutation(len(items), items.device)[:enough]]
-    bands = ssr.content(items + ssr.n_users).permute(2, 0, 1, 3)  # [n, M, P-1, d]
-    present = ssr.content.present[items + ssr.n_users]  # [n, P-1]
-    found = [
-        spectral_contrast(
-            bands[:, :, one],
-            bands[:, :, other],
-            items,
-            present[:, one] & present[:, other],
-            temperature=ssr.settings.temperature,
-            anchors=ssr.settings.anchors,
-            noise=ssr.choice,
-        )
-        for one in range(bands.shape[2])
-        for other in range(one + 1, bands.shape[2])
-    ]
-    return torch.stack(found).mean()
+def _holds_something(bands: Tensor) -> Tensor:
+    """``[r, M, d]`` to ``[r, M]`` bool."""
+    sizes = torch.linalg.vector_norm(bands.detach().float(), dim=-1)  # [r, M]
+    return sizes > NEGLIGIBLE * sizes.amax(dim=1, keepdim=True)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

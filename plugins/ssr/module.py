@@ -2,40 +2,45 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
 from recplug.plugins.contract import Augmentation, Panel
+from recplug.plugins.errors import RecplugError
 from recplug.plugins.nn import Noise
 from recplug.plugins.nn.contrast import first_of_each
 from recplug.plugins.nn.propagation import Adjacency
-from recplug.plugins.ssr.content import ContentBands
+from recplug.plugins.ssr import diagnostics
+from recplug.plugins.ssr.content import ContentEncoders, FrozenContent
 from recplug.plugins.ssr.decomposition import Decomposition
-from recplug.plugins.ssr.diagnostics import diagnose
-from recplug.plugins.ssr.losses import contrast, masked_view, ridge
-from recplug.plugins.ssr.masking import BandMask
+from recplug.plugins.ssr.losses import BandMask, consistency, ridge, spectral_contrast
 from recplug.plugins.ssr.operator import CrossBand
 from recplug.plugins.ssr.settings import SsrSettings
 from recplug.plugins.step import Step
+
+EDGE_EPOCHS = 5
+"""Epochs in which the edges of equal energy are estimated; then they stay."""
 
 
 class Ssr(Augmentation):
     r"""Structured spectral reasoning (arXiv 2512.01372): decompose, modulate, fuse, align.
 
     .. math::
-        s_m &= h_m(L)\,(H + w\,S^n E) && \text{bands of the graph's spectrum} \\
+        s_m &= h_m(L)\,(H + S^n E) && \text{bands of the graph's spectrum} \\
         y &= \textstyle\sum_m \mathrm{Op}(s)_m && \text{mixed across bands and modalities} \\
         \mathcal L &= \lambda_{ma} \lVert \tilde y - \mathrm{sg}(y) \rVert^2 + \lambda_{cl} \mathcal L_{cl}
         + \lambda_{reg} \mathcal L_{hs}
 
-    H are the backbone's vectors, S is the frozen content graph over items and E their table (``item_weight`` w and
-    ``item_layers`` n), and :math:`\tilde y` is made from bands of which some are masked. Content vectors are further
-    blocks beside the backbone's (:class:`ContentBands`). At the start the operator ``cp`` is the identity, so that y
-    is H + w S^n E, and content beside it.
+    H are the backbone's vectors, S is the frozen content graph over items and E their table, and :math:`\tilde y` is
+    made from bands of which some are masked. Content is a further block a modality beside the backbone's
+    (:class:`FrozenContent`, :class:`ContentEncoders`). At the start the operator ``cp`` is the identity, so that y is
+    H + S^n E, and content beside it.
 
-    Where we deviate from the authors' code, which decomposes three trained encoders of its own: the backbone's vectors
-    take the place of its id encoder; content is frozen, and banded once; the operator is a true low-rank residual;
-    bands are those of :class:`Decomposition`; the masked view is made of ``mask_triples`` triples of a batch.
+    Where we deviate from the authors' code: the backbone's vectors take the place of its id encoder and its loss that
+    of the binary cross-entropy; content is frozen, and banded once, unless ``content`` is ``encoders``; the operator
+    is a true low-rank residual, unless ``fusion`` is ``colsoftmax``; bands are those of :class:`Decomposition`.
 
     Args:
         settings: every choice.
@@ -57,7 +62,7 @@ class Ssr(Augmentation):
         decomposition: Decomposition,
         n_users: int,
         width: int,
-        content: ContentBands | None = None,
+        content: FrozenContent | ContentEncoders | None = None,
         item_graph: Adjacency | None = None,
         concat: bool = False,
         every_node: bool = False,
@@ -76,30 +81,21 @@ class Ssr(Augmentation):
         self.choice = Noise(seed + 1)
         self.decomposition = decomposition
         self.content = content
-        blocks = 1 if content is None else 1 + len(content.names)
         self.blocks = ("backbone", *(content.names if content is not None else ()))
         self.cross = CrossBand(
             bands=settings.bands,
-            blocks=blocks,
+            blocks=len(self.blocks),
             width=width,
             rank=settings.fusion_rank,
             fusion=settings.fusion,
             gate=settings.gate,
-            keep_length=settings.keep_length,
         )
-        self.mask = BandMask(
-            rate=settings.mask_rate, noise=self.noise, scope=settings.mask_scope, unit=settings.mask_unit
-        )
-        self.balance: nn.Parameter | None = None
+        self.mask = BandMask(rate=settings.mask_rate, noise=self.noise)
         self.preferences: nn.Parameter | None = None
-        if n_users and blocks > 1:
-            self.balance = nn.Parameter(torch.ones(n_users, blocks - 1))
-            if settings.preferences and self.concat:
-                self.preferences = nn.Parameter(torch.empty(n_users, blocks - 1, width))
+        if n_users and self.concat and isinstance(content, FrozenContent):
+            self.preferences = nn.Parameter(torch.empty(n_users, len(self.blocks) - 1, width))
         self.epoch = 0
         self._observe = True
-        self._age = 0
-        self._kept: tuple[Tensor, Tensor] | None = None
         self.register_load_state_dict_post_hook(_refresh_loaded)
         self._refresh()
         self.reset_parameters()
@@ -109,102 +105,100 @@ class Ssr(Augmentation):
         self.cross.reset_parameters()
         if self.content is not None:
             self.content.reset_parameters()
-        if self.balance is not None:
-            nn.init.ones_(self.balance)
         if self.preferences is not None:
             nn.init.zeros_(self.preferences)  # content begins without a say in the scores
 
+    @property
+    def inert(self) -> bool:
+        """Whether these settings leave every vector as it is."""
+        alone = self.content is None and self.item_graph is None
+        return self.settings.bands == 1 and self.settings.fusion == "sum" and alone
+
+    @property
+    def masks(self) -> bool:
+        """Whether there is a masked view."""
+        settings = self.settings
+        return bool(settings.lambda_mask and settings.mask_rate) and settings.bands > 1
+
+    @property
+    def contrasts(self) -> bool:
+        """Whether modalities are compared."""
+        return bool(self.settings.lambda_contrast) and len(self.blocks) > 2
+
     # -- the signal and its bands
 
-    def signal(self, nodes: Tensor) -> Tensor:
-        """H + w S^n E: ``nodes [N, d]`` with the content graph's means added to the items, ``[N, d]``."""
+    def signals(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
+        """H and H + S^n E of ``nodes [N, d]``: ``[N, Q, d]`` each, Q = P with encoders, else 1: the backbone's."""
+        n, encoded = self.n_users, isinstance(self.content, ContentEncoders)
+        rep = self.content(nodes) if isinstance(self.content, ContentEncoders) else nodes.unsqueeze(1)
         if self.item_graph is None:
-            return nodes
+            return rep, rep
+        users, items = self._sources(nodes)
+        if encoded:
+            assert isinstance(self.content, ContentEncoders)
+            users = torch.cat([users.unsqueeze(1), self.content.preferences.to(users.dtype)], dim=1)
+            items = torch.cat([items.unsqueeze(1), rep[n:, 1:]], dim=1)  # [n_items, P, d]
         self.item_graph = graph = self.item_graph.to(nodes.device)
-        items = nodes[self.n_users :]  # [n_items, d]
-        smooth = self._source(items)
+        smooth = items.flatten(1)
         for _ in range(self.settings.item_layers):
             smooth = graph.matmul(smooth)
-        weight = self.settings.item_weight
-        return torch.cat([nodes[: self.n_users], items + weight * smooth.to(items.dtype)])
+        moved = rep[n:] + smooth.view(rep[n:].shape).to(rep.dtype)
+        return rep, torch.cat([rep[:n] + users if encoded else rep[:n], moved])
 
-    def _source(self, items: Tensor) -> Tensor:
-        """E, ``[n_items, d]``: what the content graph averages."""
-        return items
+    def _sources(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
+        """What is added to users ``[n_users, d]`` (with encoders), and what the content graph averages (E)."""
+        return nodes[: self.n_users], nodes[self.n_users :]
 
-    def bands(self, nodes: Tensor, rows: Tensor | None) -> Tensor:
-        """``nodes [N, d]`` to ``[r, M, P, d]``, at ``rows [r]`` or everywhere."""
-        return self.bands_of(self.signal(nodes), rows)
+    def beside(self, x: Tensor, rows: Tensor | None) -> Tensor:
+        """``x [N, Q, d]``, with frozen content beside it, to ``[r, P, d]``: what the bands add up to."""
+        own = x if rows is None else x.index_select(0, rows)
+        if not isinstance(self.content, FrozenContent):
+            return own
+        return torch.cat([own, self.content(rows).to(own.dtype)], dim=1)
 
-    def bands_of(self, x: Tensor, rows: Tensor | None) -> Tensor:
-        """Of a signal ``x [N, d]``; rows may come twice."""
-        # Bands first in memory, as they are made: the operator then reads them without a copy.
-        s = self._decompose(x, rows).unsqueeze(1)  # [M, 1, r, d]
-        if self.content is not None:
-            s = torch.cat([s, self.content(rows).to(s.dtype)], dim=1)  # [M, P, r, d]
-        return s.permute(2, 0, 1, 3)
-
-    def _sum(self, x: Tensor, rows: Tensor | None) -> Tensor:
-        """``[r, P, d]``: what the bands add up to, without making them."""
-        own = (x if rows is None else x.index_select(0, rows)).unsqueeze(1)  # [r, 1, d]
-        return own if self.content is None else torch.cat([own, self.content.plain(rows).to(own.dtype)], dim=1)
-
-    def _decompose(self, x: Tensor, rows: Tensor | None) -> Tensor:
-        """``x [N, d]`` to ``[M, r, d]``; the bands of an earlier step where ``every`` allows."""
-        settings = self.settings
-        if not self.training or settings.every == 1 or settings.bands == 1 or settings.fusion == "sum":
-            return self.decomposition(x, rows).transpose(0, 1)
-        if self._kept is None or self._age % settings.every == 0:
-            with torch.no_grad():
-                self._kept = x.detach().clone(), self.decomposition(x).transpose(0, 1)  # [N, d], [M, N, d]
-        self._age += 1
-        old, bands = self._kept
-        if rows is not None:
-            x, old, bands = x.index_select(0, rows), old.index_select(0, rows), bands.index_select(1, rows)
-        # What the signal has moved since belongs to no band yet; in equal parts, the bands still add up to it.
-        return bands + (x - old) / len(bands)
+    def bands(self, x: Tensor, rows: Tensor | None) -> Tensor:
+        """``x [N, Q, d]`` to ``[r, M, P, d]``, at ``rows [r]``, which may come twice, or everywhere."""
+        s = self.decomposition(x.flatten(1), rows).unflatten(2, x.shape[1:])  # [r, M, Q, d]
+        if not isinstance(self.content, FrozenContent):
+            return s
+        return torch.cat([s, self.content.bands(rows).to(s.dtype)], dim=2)
 
     def observe(self, x: Tensor) -> None:
-        """Estimate the bands' edges from ``x [N, d]`` and the content; waits for the device, once an epoch."""
+        """Estimate the bands' edges from ``x [N, Q, d]`` and content; waits for the device, once an epoch."""
         if self.decomposition.frozen:
             return
-        contents = [] if self.content is None else self.content.signals()
-        self.decomposition.observe([x.detach(), *contents])
-        if self.epoch + 1 >= self.settings.edge_epochs:
+        contents = self.content.signals() if isinstance(self.content, FrozenContent) else []
+        self.decomposition.observe([*x.detach().unbind(dim=1), *contents])
+        if self.epoch + 1 >= EDGE_EPOCHS:
             self.decomposition.freeze()
         self._refresh()
 
     def on_epoch_start(self, epoch: int) -> None:
         """Look at the edges again, until they are frozen."""
         self.epoch = epoch
-        self._observe = epoch < self.settings.edge_epochs
-        self._kept, self._age = None, 0  # an epoch after a pause begins as any other
+        self._observe = epoch < EDGE_EPOCHS
 
     def _refresh(self) -> None:
         """Make anew what depends on the edges."""
-        self._kept, self._age = None, 0
-        if self.content is not None:
+        banded = self.settings.fusion != "sum" or self.masks or self.contrasts
+        if banded and isinstance(self.content, FrozenContent):
             self.content.refresh(self.decomposition)
 
-    def fuse(self, s: Tensor) -> Tensor:
-        """``[r, M, P, d]`` to ``[r, P, d]``."""
-        return self.cross(s, s.sum(dim=1).flatten(1) if self.cross.needs_context else None)
-
     def view(self, nodes: Tensor, rows: Tensor | None) -> Tensor:
-        """Bands, fused: ``[r, P, d]``; remembered for this step's losses."""
-        x = self.signal(nodes)
+        """Bands, fused: ``[r, P, d]``; remembered for this step's losses, or an evaluation's diagnostics."""
+        rep, x = self.signals(nodes)
         if self._observe and self.training:
             self._observe = False
             self.observe(x)
-        s = None if self.settings.fusion == "sum" else self.bands_of(x, rows)
-        y = self._sum(x, rows) if s is None else self.fuse(s)
-        if self.step is not None and self.step.kind == "training":
-            memory = self.step.memory
-            memory["ssr.signal"], memory["ssr.fused"] = x, y
-            if s is not None:
-                memory["ssr.bands"] = s
-            if rows is not None:
-                memory["ssr.rows"] = rows
+        kept = {"signal": x}
+        if self.settings.fusion == "sum":
+            y = self.beside(x, rows)
+        else:
+            kept |= {"bands": self.bands(x, rows), "context": self.beside(rep, rows).flatten(1)}
+            y = self.cross(kept["bands"], kept["context"])
+        if self.step is not None and self.step.kind != "call":
+            kept |= {"fused": y} if rows is None else {"fused": y, "rows": rows}
+            self.step.memory |= {f"ssr.{name}": value for name, value in kept.items()}
         return y
 
     def join(self, y: Tensor, rows: Tensor | None) -> Tensor:
@@ -212,34 +206,25 @@ class Ssr(Augmentation):
         if y.shape[1] == 1:
             return y.squeeze(1)
         own, content = y[:, :1], y[:, 1:]
-        if self.balance is not None:
-            content = self._personal(content, rows)
+        if self.preferences is not None:
+            content = content + self._preferred(rows).to(content.dtype)
         if self.step is not None and self.step.kind == "training":
             self.step.memory["ssr.content"] = content
         if self.concat:
             return torch.cat([own, content], dim=1).flatten(1)
         return own.squeeze(1) + content.sum(dim=1)
 
-    def _personal(self, content: Tensor, rows: Tensor | None) -> Tensor:
-        """What users make of content ``[r, P-1, d]``: weights of their own, and vectors of their own."""
-        assert self.balance is not None
+    def _preferred(self, rows: Tensor | None) -> Tensor:
+        """``[r, P-1, d]``: users' vectors of their own, zeros at items."""
+        assert self.preferences is not None
         n = self.n_users
         if rows is None:
-            users = content[:n] * self.balance.unsqueeze(-1)
-            if self.preferences is not None:
-                users = users + self.preferences
-            return torch.cat([users, content[n:]])
-        user, is_user = rows.clamp(max=n - 1), (rows < n)[:, None, None]  # [r], [r, 1, 1]
+            return nn.functional.pad(self.preferences, (0, 0, 0, 0, 0, self.decomposition.n_nodes - n))
         # Not by indexing: the gradient of that sorts the rows.
-        mine = content * self.balance.index_select(0, user).unsqueeze(-1)
-        if self.preferences is not None:
-            mine = mine + self.preferences.index_select(0, user)
-        return torch.where(is_user, mine, content)
+        return self.preferences.index_select(0, rows.clamp(max=n - 1)) * (rows < n)[:, None, None]
 
     def augmented(self, nodes: Tensor, rows: Tensor | None) -> Tensor:
         """``nodes [N, d]`` to ``[N, D]``; with ``rows [r]`` the others are the host's, or zeros where D is wider."""
-        if self.step is not None and self.step.kind == "evaluation":
-            self.step.memory["ssr.nodes"] = nodes
         out = self.join(self.view(nodes, rows), rows).to(nodes.dtype)
         if rows is None:
             return out
@@ -248,106 +233,128 @@ class Ssr(Augmentation):
         base = base.expand(len(nodes) + 1, -1) if self.concat else torch.cat([nodes, base])
         return base.index_copy(0, spare, out)[: len(nodes)]
 
-    @property
-    def inert(self) -> bool:
-        """Whether these settings leave every vector as it is."""
-        return (
-            self.settings.bands == 1
-            and self.settings.fusion == "sum"
-            and len(self.blocks) == 1
-            and self.item_graph is None
-        )
-
     # -- losses
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         """Masked view, contrast of modalities, length of content, penalty of the operator."""
         settings = self.settings
         found: dict[str, Tensor] = {}
-        if "ssr.fused" not in step.memory:
+        if step.kind != "training" or "ssr.fused" not in step.memory:
             return found
-        if settings.lambda_mask and settings.mask_rate and settings.bands > 1 and (times := self._mask_turn()):
-            found["mask"] = times * settings.lambda_mask * masked_view(self, step)
-        if settings.lambda_contrast and len(self.blocks) > 2:
-            found["contrast"] = settings.lambda_contrast * contrast(self, step)
-        if settings.lambda_ridge and len(self.blocks) > 1:
-            found["ridge"] = settings.lambda_ridge * ridge(step)
+        if self.masks:
+            found["mask"] = settings.lambda_mask * self._masked_view(step)
+        if self.contrasts:
+            found["contrast"] = settings.lambda_contrast * self._contrast(step)
+        if settings.lambda_ridge and self.content is not None:
+            found["ridge"] = settings.lambda_ridge * ridge(step.memory["ssr.content"], step.memory.get("ssr.rows"))
         if settings.lambda_operator and settings.fusion != "sum":
             found["operator"] = settings.lambda_operator * self.cross.penalty()
         return found
 
-    def _mask_turn(self) -> int:
-        """How much the masked view counts in this step: with the plain sum, ``every`` times each so many steps."""
-        if self.settings.fusion != "sum":
-            return 1
-        self._age += 1
-        return self.settings.every if (self._age - 1) % self.settings.every == 0 else 0
+    def _masked_view(self, step: Step) -> Tensor:
+        """The masked view of the batch's users, positives and negatives against their full view: a scalar."""
+        batch, y = step.batch, step.memory["ssr.fused"]
+        items = batch.positives if batch.positives is not None else step.asked()
+        users = batch.users if self.n_users else None
+        named = [(users, 0), (items, self.n_users), (batch.negatives, self.n_users)]
+        parts = [self._places(step, ids + shift) for ids, shift in named if ids is not None and len(ids) == len(items)]
+        if self.settings.consistency == "score_kl" and len(parts) < len(named):
+            raise RecplugError(
+                "ssr.consistency score_kl needs batches of users, items and negatives; set it to repr_mse"
+            )
+        place = torch.cat(parts)  # [n * parts]
+        rows = step.memory.get("ssr.rows")
+        nodes = place if rows is None else rows[place]
+        context = step.memory.get("ssr.context")
+        s = self._bands_at(step, place, nodes)  # [n * parts, M, P, d]
+        masked = self.cross(
+            s * self.mask.draw(s, self.decomposition.isolated[nodes]),
+            s.new_zeros(0) if context is None else context.index_select(0, place),
+        )
+        full = [y[part].flatten(1) for part in parts]
+        return consistency(full, masked.flatten(1).split(len(items)), self.settings.consistency)
 
+    def _contrast(self, step: Step) -> Tensor:
+        """Between every two modalities, over the batch's items, and its users where encoders give them content."""
+        items = step.batch.positives if step.batch.positives is not None else step.asked()
+        groups = [items + self.n_users]
+        if isinstance(self.content, ContentEncoders) and self.n_users and step.batch.users is not None:
+            groups.append(step.batch.users)
+        return torch.stack([self._alignment(step, nodes) for nodes in groups]).sum()
+
+    def _alignment(self, step: Step, nodes: Tensor) -> Tensor:
+        """Of image and text of ``nodes [n]``, band by band: a scalar."""
+        assert self.content is not None
+        # More than are needed: some lack a modality, or come twice.
+        enough = 4 * self.settings.anchors // self.settings.bands
+        nodes = nodes[self.choice.permutation(len(nodes), nodes.device)[:enough]]
+        if isinstance(self.content, FrozenContent):
+            s = self.content.bands(nodes)  # [n, M, P-1, d]
+        else:
+            s = self._bands_at(step, self._places(step, nodes), nodes)[:, :, 1:]
+        present = self.content.present[nodes]  # [n, P-1]
+        found = [
+            spectral_contrast(
+                s[:, :, one],
+                s[:, :, other],
+                nodes,
+                present[:, one] & present[:, other],
+                temperature=self.settings.temperature,
+                anchors=self.settings.anchors,
+                noise=self.choice,
+            )
+            for one, other in itertools.combinations(range(s.shape[2]), 2)
+        ]
+        return torch.stack(found).mean()
+
+    def _places(self, step: Step, nodes: Tensor) -> Tensor:
+        """Where ``nodes [n]`` stand in this step's memory."""
+        rows = step.memory.get("ssr.rows")
+        if rows is None:
+            return nodes
+        slot = rows.new_zeros(self.decomposition.n_nodes)
+        return slot.index_copy(0, rows, torch.arange(len(rows), device=rows.device))[nodes]
+
+    def _bands_at(self, step: Step, place: Tensor, nodes: Tensor) -> Tensor:
+        """``[n, M, P, d]``: this step's bands at ``nodes [n]``, which stand at ``place [n]`` of its memory."""
+        s = step.memory.get("ssr.bands")
+        return self.bands(step.memory["ssr.signal"], nodes) if s is None else s.index_select(0, place)
+
+    # -- what it did
+
+    @torch.no_grad()
     def diagnostics(self) -> dict[str, Panel | Tensor]:
-        """Energy by band, the bands' curves, what each band is worth, and what the operator couples."""
-        return diagnose(self)
+        """Energy by band, the bands' curves, what each band is worth, and what the operator couples.
+
+        Of the last evaluation's signals; where bands stand in the scores, the very bands that did.
+        """
+        memory = self.evaluated()
+        if memory is None:
+            return diagnostics.of_bands(self.decomposition)
+        s = memory.get("ssr.bands")  # [N, M, P, d]
+        if s is None:
+            x = self.beside(memory["ssr.signal"], None)
+            s = self.decomposition(x.flatten(1)).unflatten(2, x.shape[1:])
+        context = memory.get("ssr.context", s.new_zeros(0))
+        return diagnostics.of_bands(self.decomposition) | diagnostics.of_signals(
+            s,
+            rebuild=lambda part: self.join(self.cross(part, context), None),
+            blocks=self.blocks,
+            n_users=self.n_users,
+            present=None if self.content is None else self.content.present,
+            coupling=None if self.cross.mix is None else self.cross.coupling(),
+        )
+
+    def evaluated(self) -> dict[str, Tensor] | None:
+        """What the evaluation under way has kept, or None."""
+        memory = None if self.step is None or self.step.kind != "evaluation" else self.step.memory
+        return None if memory is None or "ssr.signal" not in memory else memory
 
     def extra_repr(self) -> str:
         """Sizes, and the choices that differ from the defaults."""
         changed = self.settings.model_dump(exclude_defaults=True)
         parts = [f"users={self.n_users}, blocks={list(self.blocks)}, concat={self.concat}"]
         return ", ".join([*parts, *(f"{k}={v!r}" for k, v in changed.items())])
-
-    def seen_nodes(self) -> Tensor | None:
-        """``[N, d]``: the backbone's vectors in the evaluation under way, or None where they are not known."""
-        return None if self.step is None else self.step.memory.get("ssr.nodes")
-
-
-class SsrNodes(Ssr):
-    """On a backbone that propagates: nodes ``[n_users, d]``, ``[n_items, d]``, of which a step needs its batch's."""
-
-    def propagated(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
-        """``[n_users, D]``, ``[n_items, D]``."""
-        if self.inert:
-            return users, items
-        out = self.augmented(torch.cat([users, items]), self._rows(self.step))
-        return out[: self.n_users], out[self.n_users :]
-
-    def _source(self, items: Tensor) -> Tensor:
-        """E: the backbone's own table where it is as wide as the nodes, or the nodes."""
-        if self.settings.item_source == "table" and self.step is not None and self.table_width == self.width:
-            return self.step.table("items")[: len(items)]
-        return items
-
-    def _rows(self, step: Step | None) -> Tensor | None:
-        if step is None or step.kind != "training" or self.every_node or step.batch.users is None:
-            return None
-        return distinct([step.batch.users, *(i + self.n_users for i in step.batch.items())])
-
-
-class SsrTables(Ssr):
-    """On any backbone with a table of items: whole raw tables, users ``[n_users, d]`` where there are any."""
-
-    def seen_nodes(self) -> Tensor | None:
-        """``[N, d]``: the backbone's tables."""
-        if self.step is not None and self.step.kind == "evaluation":
-            self.step.table("items")
-        return super().seen_nodes()
-
-    def tables(self, users: Tensor | None, items: Tensor) -> tuple[Tensor | None, Tensor]:
-        """``[n_users, d]``, ``[n_items, d]``."""
-        if self.inert:
-            return users, items
-        nodes = items if users is None else torch.cat([users, items])
-        out = self.augmented(nodes, self._rows(self.step))
-        return None if users is None else out[: self.n_users], out[self.n_users :]
-
-    def _rows(self, step: Step | None) -> Tensor | None:
-        # Without users it is a sequential host, whose full softmax reads every item without announcing it.
-        if step is None or step.kind != "training" or self.every_node or not self.n_users:
-            return None
-        return None if step.batch.users is None else distinct([step.batch.users, step.asked() + self.n_users])
-
-
-def distinct(ids: list[Tensor]) -> Tensor:
-    """All ids, each once where counting them does not stop an accelerator."""
-    rows = torch.cat([i.reshape(-1) for i in ids])
-    return torch.unique(rows) if rows.device.type == "cpu" else rows
 
 
 def _refresh_loaded(module: nn.Module, incompatible: object) -> None:

@@ -8,8 +8,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from recplug.plugins.errors import RecplugError
-
 Fusion = Literal["cp", "colsoftmax", "sum"]
 SMALLEST = 1e-24  # a squared length below it is not worth restoring
 
@@ -57,25 +55,6 @@ class LowRankCoupling(nn.Module):
         into, out = self._sides()  # [M*P, R]
         mixed = torch.einsum("nxd,xk->nkd", s.flatten(1, 2), into) * self.v  # [r, R, d]
         return s + torch.einsum("nkd,xk->nxd", mixed, out).view(s.shape)
-
-    def totals(self, s: Tensor) -> tuple[Tensor, Tensor]:
-        """The bands' sum before and after, ``[r, P, d]`` each, without the bands: two small products.
-
-        Fastest where ``s`` lies in memory as ``[M, P, r, d]``.
-        """
-        with torch.autocast(s.device.type, enabled=False):
-            return self._totals(s)
-
-    def _totals(self, s: Tensor) -> tuple[Tensor, Tensor]:
-        bands, blocks = len(self.a), len(self.c)
-        flat = s.permute(1, 2, 0, 3).reshape(bands * blocks, -1)  # [M*P, r*d]
-        into, _ = self._sides()
-        plain = torch.eye(blocks, dtype=s.dtype, device=s.device).repeat(1, bands)  # [P, M*P]
-        read = torch.cat([plain, into.T.to(s.dtype)]) @ flat  # [P+R, r*d]
-        sums, mixed = read[:blocks], read[blocks:].unflatten(1, (s.shape[0], -1)) * self.v.unsqueeze(1)  # [R, r, d]
-        out = (self.a.sum(dim=0) * self.c).to(s.dtype) @ mixed.flatten(1)  # [P, r*d]
-        before, after = (x.unflatten(1, (s.shape[0], -1)).transpose(0, 1) for x in (sums, sums + out))
-        return before, after
 
     def penalty(self) -> Tensor:
         """Mean square of T's entries, plus that of v - 1: what the authors' code has in its kernel and filters."""
@@ -217,7 +196,9 @@ class CrossBand(nn.Module):
     r"""The graph hyperspectral operator: mix bands and blocks, gate the bands, restore the length, sum.
 
     With ``cp`` it is the plain sum of the bands at the start, bit by bit. There are no biases where signals pass: a
-    row of zeros stays one.
+    row of zeros stays one. ``cp`` gives a node's vector, all blocks together, the length that the bands' plain sum has;
+    the authors' code restores the length after mixing, which only undoes what the gate did: then a low-rank mixing
+    lengthens vectors without bound, and a ranking loss overfits in a few epochs.
 
     Args:
         bands: M.
@@ -227,9 +208,6 @@ class CrossBand(nn.Module):
         fusion: ``"cp"`` (:class:`LowRankCoupling`, ours), ``"colsoftmax"`` (:class:`ColumnSoftmax`, the authors'
             code), or ``"sum"``, a control without parameters and without gate.
         gate: whether nodes weigh their bands (:class:`BandGate`).
-        keep_length: whether a node's vector, all blocks together, gets back the length that the bands' plain sum has.
-            The authors' code restores the length after mixing, which only undoes what the gate did; then the mixing
-            lengthens vectors without bound, and a ranking loss overfits in a few epochs.
 
     Shapes:
         ``s [r, M, P, d]``, ``context [r, P*d]`` to ``[r, P, d]``.
@@ -238,19 +216,10 @@ class CrossBand(nn.Module):
     _nothing: Tensor
 
     def __init__(
-        self,
-        *,
-        bands: int,
-        blocks: int,
-        width: int,
-        rank: int = 4,
-        fusion: Fusion = "cp",
-        gate: bool = True,
-        keep_length: bool = False,
+        self, *, bands: int, blocks: int, width: int, rank: int = 4, fusion: Fusion = "cp", gate: bool = True
     ) -> None:
         super().__init__()
         self.fusion = fusion
-        self.keep_length = keep_length
         self.sizes = (bands, blocks, width)
         self.mix: LowRankCoupling | ColumnSoftmax | None = None
         if fusion != "sum":
@@ -265,42 +234,19 @@ class CrossBand(nn.Module):
             if part is not None:
                 part.reset_parameters()
 
-    @property
-    def needs_context(self) -> bool:
-        """Whether the result depends on a row's context."""
-        return self.gate is not None or isinstance(self.mix, ColumnSoftmax)
-
-    def forward(self, s: Tensor, context: Tensor | None) -> Tensor:
+    def forward(self, s: Tensor, context: Tensor) -> Tensor:
         """The bands' sum: ``s [r, M, P, d]``, ``context [r, P*d]`` to ``[r, P, d]``."""
         if self.mix is None:
             return s.sum(dim=1)
-        if self.gate is None and isinstance(self.mix, LowRankCoupling):
-            before, total = self.mix.totals(s)
-            return total * self._factor(before, total) if self.keep_length else total
-        if context is None:
-            raise RecplugError("this operator reads a context [r, P*d]; give the sum of the bands")
-        _, total, factor = self._gated(s, context)
-        return total if factor is None else total * factor
-
-    def bands(self, s: Tensor, context: Tensor) -> Tensor:
-        """What :meth:`forward` sums over its second dimension: ``[r, M, P, d]``."""
-        mixed, _, factor = self._gated(s, context)
-        return mixed if factor is None else mixed * factor.unsqueeze(1)
-
-    def _gated(self, s: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Weighted bands ``[r, M, P, d]``, their sum ``[r, P, d]``, and the factor ``[r, 1, 1]`` still to apply."""
-        mixed = s if self.mix is None else self.mix(s, context)
-        total = mixed.sum(dim=1)
-        wanted = s.sum(dim=1) if self.keep_length else total
-        if self.gate is None:
-            return mixed, total, self._factor(wanted, total) if self.keep_length else None
-        weighted = mixed * self.gate(mixed, context)[:, :, None, None]
-        gated = weighted.sum(dim=1)
-        return weighted, gated, self._factor(wanted, gated)
-
-    def _factor(self, wanted: Tensor, found: Tensor) -> Tensor:
-        """``[r, P, d]`` twice to ``[r, 1, 1]``, which gives a node's vector the length it had."""
-        return _length_ratio(wanted.flatten(1), found.flatten(1)).to(found.dtype).unsqueeze(1)
+        mixed = self.mix(s, context)
+        total = mixed.sum(dim=1)  # [r, P, d]
+        wanted = s.sum(dim=1) if self.fusion == "cp" else total
+        if self.gate is not None:
+            total = (mixed * self.gate(mixed, context)[:, :, None, None]).sum(dim=1)
+        elif self.fusion != "cp":
+            return total
+        factor = _length_ratio(wanted.flatten(1), total.flatten(1)).to(total.dtype)  # [r, 1]
+        return total * factor.unsqueeze(1)
 
     def penalty(self) -> Tensor:
         """The operator's regulariser (L_hs), a scalar; 0 for ``sum``. Squares of small numbers: never in half."""

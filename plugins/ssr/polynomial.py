@@ -9,15 +9,80 @@ leaves. They add up to the signal whatever the coefficients are.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from recplug.plugins.nn.propagation import Adjacency
+from recplug.plugins.ssr import edges as band_edges
 
-BLOCK = 4
-"""So many polynomials wait before they are mixed into low-passes: fewer passes over the bands for some memory."""
+MOMENT_ORDER = 16
+"""At least so many products go into an estimate of the energy's density, however low the bank's order."""
+
+
+class PolynomialEngine(nn.Module):
+    """Soft bands at any size: differences of damped Chebyshev low-passes, or a fixed bank.
+
+    Args:
+        graph: A_hat, symmetric and normalised, ``[N, N]``.
+        order: K >= 1.
+        bipartite: keep edges off 1, by half a transition width.
+        low: a bank ``[M-1, K+1]`` that has no edges to choose, such as :func:`legacy_low_passes`; None: low-passes at
+            the edges that are handed in.
+    """
+
+    low: Tensor | None
+
+    def __init__(self, *, graph: Adjacency, order: int, bipartite: bool, low: Tensor | None = None) -> None:
+        super().__init__()
+        self.graph = graph
+        self.order = order if low is None else low.shape[1] - 1
+        self.bipartite = bipartite
+        self.width = transition_width(self.order)
+        self.fixed = None if low is None else band_edges.equal_width(len(low) + 1)
+        self.register_buffer("low", None if low is None else low.to(graph.device, torch.float32), persistent=False)
+
+    def bank(self, edges: Tensor) -> Tensor:
+        """``[M-1, K+1]``: the low-passes at ``edges [M-1]``."""
+        return low_passes(edges, self.order) if self.low is None else self.low.to(edges.dtype)
+
+    def forward(self, x: Tensor, rows: Tensor | None, edges: Tensor) -> Tensor:
+        """``x [N, F]``, float32 or float64, to ``[r, M, F]`` at ``rows [r]`` or everywhere."""
+        return analyse(self.graph, x, self.bank(edges.to(x.dtype)), rows)
+
+    def responses(self, eigenvalues: Tensor, edges: Tensor) -> Tensor:
+        """``[M, n]``: soft curves between 0 and 1 (outside in the legacy bank) that sum to 1."""
+        return response(self.bank(edges.to(eigenvalues.dtype)), eigenvalues)
+
+    def estimate(self, signals: Sequence[Tensor], bands: int) -> Tensor:
+        """``[M-1]``: edges of equal energy, from exact moments of its density; near 1 it is smeared by the damping."""
+        found = [moments(self.graph, x, max(self.order, MOMENT_ORDER)) for x in signals]
+        pooled = sum((m / m[0] for m in found), torch.zeros_like(found[0])).to("cpu")
+        target = torch.arange(1, bands, dtype=torch.float64, device="cpu") / bands
+        low, high = torch.zeros_like(target), torch.full_like(target, 2.0)
+        for _ in range(50):
+            middle = (low + high) / 2
+            short = energy_below(pooled, middle) < target
+            low, high = torch.where(short, middle, low), torch.where(short, high, middle)
+        return (low + high) / 2
+
+    def snap(self, edges: Tensor) -> Tensor:
+        """``[M-1]``: off 1 on bipartite graphs, by 0.05 and by half a transition width."""
+        if not self.bipartite:
+            return band_edges.apart(edges, 0.0, 2.0)
+        return band_edges.off_atom(edges, min(max(band_edges.ATOM_REACH, self.width / 2), 2 / 3))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PolynomialEngine:
+        super()._apply(fn, recurse)
+        self.graph = self.graph.to(fn(torch.empty(0, device=self.graph.device)).device)
+        return self
+
+    def describe(self) -> str:
+        """Order and width."""
+        kind = f"soft bands, transition width {self.width:.2f} around 1" if self.fixed is None else "a fixed bank"
+        return f"{self.order} sparse products each way, {kind}"
 
 
 # -- banks
@@ -46,29 +111,6 @@ def low_passes(edges: Tensor, order: int) -> Tensor:
     k = torch.arange(1, order + 1, device=edges.device, dtype=edges.dtype)  # [K]
     damping = jackson(order, device=edges.device, dtype=edges.dtype)[1:]
     return torch.cat([angle, 2 * damping * torch.sin(k * angle) / k], dim=-1) / math.pi
-
-
-def diffusion_low_passes(bands: int) -> Tensor:
-    r"""Powers :math:`S^p` of the lazy walk :math:`S = I - L/2`, with p halving from band to band.
-
-    :math:`S^p` is :math:`\cos^{2p}(\varphi/2)`, a Chebyshev series with binomial coefficients. Four products up to four
-    bands, eight at five.
-
-    Returns:
-        ``[M-1, K+1]``, K the highest power.
-    """
-    powers = diffusion_powers(bands)
-    low = torch.zeros(len(powers), powers[0] + 1, dtype=torch.float64, device="cpu")
-    for row, p in enumerate(powers):
-        series = [2 * math.comb(2 * p, p - k) / 4**p for k in range(p + 1)]
-        low[row, : p + 1] = torch.tensor([series[0] / 2, *series[1:]], dtype=torch.float64, device="cpu")
-    return low
-
-
-def diffusion_powers(bands: int) -> list[int]:
-    """The M - 1 powers, descending."""
-    top = max(4, 2 ** (bands - 2))
-    return [top // 2**j for j in range(bands - 1)]
 
 
 def legacy_low_passes(bands: int, order: int) -> Tensor:
@@ -162,49 +204,32 @@ class _Synthesis(torch.autograd.Function):
 def _analyse(graph: Adjacency, x: Tensor, low: Tensor, rows: Tensor | None) -> Tensor:
     edges, terms = low.shape
     asked = x if rows is None else x[rows]  # [r, F]
-    block = asked.new_empty(min(BLOCK, terms), *asked.shape)
-    passed = asked.new_zeros(edges, asked.numel())  # [M-1, r*F]
+    passed = asked.new_zeros(edges, *asked.shape)  # [M-1, r, F]
     before, now = x, x
     for k in range(terms):
         if k == 1:
             now = graph.times(x)
         elif k > 1:
             before, now = now, graph.times(now).mul_(2).sub_(before)
-        slot = k % BLOCK
-        if rows is None:
-            block[slot].copy_(now)
-        else:
-            torch.index_select(now, 0, rows, out=block[slot])
-        if slot == BLOCK - 1 or k == terms - 1:
-            passed.addmm_(low[:, k - slot : k + 1], block[: slot + 1].flatten(1))
-    passed = passed.view(edges, *asked.shape)
-    bands = asked.new_empty(edges + 1, *asked.shape)
-    bands[0] = passed[0]
-    torch.sub(passed[1:], passed[:-1], out=bands[1:-1])
-    torch.sub(asked, passed[-1], out=bands[-1])
-    return bands
+        passed.addcmul_(low[:, k, None, None], now if rows is None else now.index_select(0, rows))
+    return torch.cat([passed[:1], passed[1:] - passed[:-1], (asked - passed[-1]).unsqueeze(0)])
 
 
 def _synthesise(graph: Adjacency, bands: Tensor, low: Tensor, rows: Tensor | None) -> Tensor:
     """Clenshaw's recursion: b_k = g_k + 2 A b_{k+1} - b_{k+2}, where g_k is what the bands give to T_k."""
-    terms, shape = low.shape[1], bands.shape[1:]
-    steps = (bands[:-1] - bands[1:]).flatten(1)  # [M-1, r*F]: what each low-pass receives
-    block, begin = steps, terms
+    steps = bands[:-1] - bands[1:]  # [M-1, r, F]: what each low-pass receives
 
-    def add(total: Tensor, k: int) -> Tensor:
-        nonlocal block, begin
-        if k < begin:
-            begin = max(k - BLOCK + 1, 0)
-            block = (low[:, begin : k + 1].T @ steps).view(-1, *shape)  # [<=BLOCK, r, F]
-        part = block[k - begin]
+    def add(total: Tensor, part: Tensor) -> Tensor:
         return total.add_(part) if rows is None else total.index_add_(0, rows, part)
 
-    size = (graph.shape[0], shape[1])
-    before, now = bands.new_zeros(size), add(bands.new_zeros(size), terms - 1)
-    for k in range(terms - 2, 0, -1):
-        before, now = now, add(graph.times(now).mul_(2).sub_(before), k)
-    total = add(graph.times(now).sub_(before), 0)
-    return total.add_(bands[-1]) if rows is None else total.index_add_(0, rows, bands[-1])
+    def given(k: int) -> Tensor:
+        return torch.tensordot(low[:, k], steps, dims=1)  # [r, F]
+
+    size = (graph.shape[0], bands.shape[2])
+    before, now = bands.new_zeros(size), add(bands.new_zeros(size), given(low.shape[1] - 1))
+    for k in range(low.shape[1] - 2, 0, -1):
+        before, now = now, add(graph.times(now).mul_(2).sub_(before), given(k))
+    return add(graph.times(now).sub_(before), given(0) + bands[-1])
 
 
 # -- spectral density

@@ -10,35 +10,22 @@ import torch.nn.functional as F
 from recplug.plugins.contract import Context, Modality, Panel
 from recplug.plugins.nn.propagation import lightgcn
 from recplug.plugins.ssr import diagnostics
-from recplug.plugins.ssr.diagnostics import band_names, diagnose
+from recplug.plugins.ssr.diagnostics import band_names
+from recplug.plugins.ssr.operator import CrossBand
 from recplug.plugins.ssr.plugin import build
 from recplug.plugins.ssr.settings import SsrSettings
 from recplug.plugins.step import Batch
 
 USERS, ITEMS, D = 14, 12, 4
 SETTINGS = {
-    "graph": "auto",
     "bands": 3,
     "engine": "spectral",
-    "every": 1,
     "order": 6,
-    "edges": "equal_width",
-    "modalities": None,
-    "content_width": 6,
-    "item_layers": 1,
     "item_neighbours": 3,
     "image_weight": 0.3,
     "item_source": "nodes",
-    "item_weight": 0.6,
-    "content_blocks": True,
-    "user_content": "none",
-    "preferences": True,
-    "content_scale": 0.8,
     "fusion": "cp",
     "fusion_rank": 2,
-    "gate": False,
-    "keep_length": False,
-    "output": "auto",
 }
 
 
@@ -77,7 +64,8 @@ def make(host="nodes", names=("image", "text"), modalities=None, **settings):
     users, items = torch.randn(USERS, D, generator=generator), torch.randn(ITEMS, D, generator=generator)
 
     def table(side):
-        return ssr.tables(users if ssr.n_users else None, items)[1]
+        both = ssr.tables(users if ssr.n_users else None, items)
+        return both[side == "items"]
 
     ssr.step = SimpleNamespace(kind="evaluation", batch=Batch(), memory={}, table=table)
     nodes = torch.cat([users[: ssr.n_users], items])
@@ -88,20 +76,43 @@ def make(host="nodes", names=("image", "text"), modalities=None, **settings):
 
 def bands_of(ssr, nodes):
     """``[N, M, P, d]``: of the signal and of every content, one after the other."""
-    signals = [ssr.signal(nodes)]
-    if ssr.content is not None:
-        signals += [linear(x) for linear, x in zip(ssr.content.project, ssr.content.signals(), strict=True)]
-    return torch.stack([ssr.decomposition(x.detach()) for x in signals], dim=2)
+    signals = ssr.beside(ssr.signals(nodes)[1], None).detach().unbind(dim=1)
+    return torch.stack([ssr.decomposition(x) for x in signals], dim=2)
 
 
 HOSTS = ["nodes", "tables", "sequence"]
 
 
 @pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("content", ["vectors", "encoders"])
+def test_what_is_shown_is_what_the_scores_were_made_of(host, content, monkeypatch):
+    """The bands that the evaluation mixed are drawn, not others that are computed anew."""
+    seen = []
+    with monkeypatch.context() as patch:
+        patch.setattr(CrossBand, "forward", spy(CrossBand.forward, seen))
+        ssr, _ = make(host, content=content)
+        ssr.evaluated()  # on tables, this asks for them
+    (used,) = seen
+    shown = []
+    monkeypatch.setattr(diagnostics, "energy", lambda s, *_: shown.append(s) or Panel(s, "bars", "", ""))
+    monkeypatch.setattr(ssr.decomposition, "forward", None)  # nothing is decomposed again
+    ssr.diagnostics()
+    assert shown[0] is used
+
+
+def spy(forward, seen):
+    def watched(self, s, context):
+        seen.append(s)
+        return forward(self, s, context)
+
+    return watched
+
+
+@pytest.mark.parametrize("host", HOSTS)
 @pytest.mark.parametrize("engine", ["spectral", "polynomial"])
 def test_energy_and_overlap_are_the_bands(host, engine):
     ssr, nodes = make(host, engine=engine)
-    found, s = diagnose(ssr), bands_of(ssr, nodes)
+    found, s = ssr.diagnostics(), bands_of(ssr, nodes)
     for block in range(3):
         energy = torch.stack([s[:, m, block].square().sum() for m in range(3)])
         torch.testing.assert_close(found["energy"].values[block], energy / energy.sum(), rtol=1e-4, atol=1e-5)
@@ -117,12 +128,13 @@ def test_energy_and_overlap_are_the_bands(host, engine):
 def test_importance_is_what_changes_without_a_band(host, monkeypatch):
     monkeypatch.setattr(diagnostics, "TOP", 5)
     ssr, nodes = make(host)
-    panel, s = diagnose(ssr)["importance"], bands_of(ssr, nodes)
-    full = ssr.join(ssr.fuse(s), None)
+    panel, s = ssr.diagnostics()["importance"], bands_of(ssr, nodes)
+    context = ssr.beside(ssr.signals(nodes)[0], None).flatten(1)
+    full = ssr.join(ssr.cross(s, context), None)
     for band in range(3):
         less = s.clone()
         less[:, band] = 0
-        without = ssr.join(ssr.fuse(less), None)
+        without = ssr.join(ssr.cross(less, context), None)
         assert float(panel.values[0, band]) == pytest.approx(float((full - without).norm() / full.norm()), rel=1e-4)
         if host == "sequence":
             continue
@@ -139,7 +151,7 @@ def test_importance_is_what_changes_without_a_band(host, monkeypatch):
 @pytest.mark.parametrize("host", HOSTS)
 def test_coherence_is_the_mean_cosine_of_items_that_have_both(host):
     ssr, nodes = make(host)
-    panel, s = diagnose(ssr)["coherence"], bands_of(ssr, nodes)
+    panel, s = ssr.diagnostics()["coherence"], bands_of(ssr, nodes)
     both = [ssr.n_users + i for i in range(1, ITEMS) if i not in (2, 3)]
     for m in range(3):
         own = [F.cosine_similarity(s[i, m, 1], s[i, m, 2], dim=0) for i in both]
@@ -152,7 +164,7 @@ def test_coherence_is_the_mean_cosine_of_items_that_have_both(host):
 
 def test_coupling_is_the_operator_s():
     ssr, _ = make(bands=2)
-    panel = diagnose(ssr)["coupling"]
+    panel = ssr.diagnostics()["coupling"]
     mix = ssr.cross.mix
     t = torch.einsum("mr,pr,nr,qr,rd->mpnqd", mix.a, mix.c, mix.b, mix.e, mix.v).detach()
     torch.testing.assert_close(panel.values, t.square().mean(dim=-1).sqrt().flatten(0, 1).flatten(1))
@@ -162,11 +174,11 @@ def test_coupling_is_the_operator_s():
     assert panel.rows[1] == "band 1 (low), image"
 
 
-@pytest.mark.parametrize("engine", ["spectral", "polynomial", "legacy_cheb", "diffusion"])
+@pytest.mark.parametrize("engine", ["spectral", "polynomial", "legacy_cheb"])
 def test_responses_are_the_curves_that_are_applied(engine):
     """At the eigenvalues that stand below them."""
     ssr, _ = make(engine=engine)
-    panel = diagnose(ssr)["responses"]
+    panel = ssr.diagnostics()["responses"]
     torch.testing.assert_close(panel.values.sum(dim=0), torch.ones(diagnostics.POINTS), rtol=1e-4, atol=1e-4)
     grid = torch.tensor([float(x) for x in panel.columns])
     torch.testing.assert_close(panel.values, ssr.decomposition.responses(grid), rtol=1e-3, atol=1e-3)
@@ -175,12 +187,9 @@ def test_responses_are_the_curves_that_are_applied(engine):
 
 
 def test_bands_have_names():
-    def names(bands):
-        return band_names(make(bands=bands)[0])
-
-    assert names(1) == ("band 1",)
-    assert names(2) == ("band 1 (low)", "band 2 (high)")
-    assert names(3) == ("band 1 (low)", "band 2", "band 3 (high)")
+    assert band_names(1) == ("band 1",)
+    assert band_names(2) == ("band 1 (low)", "band 2 (high)")
+    assert band_names(3) == ("band 1 (low)", "band 2", "band 3 (high)")
 
 
 EVERYTHING = {"edges", "responses", "energy", "overlap", "importance", "coherence", "coupling"}
@@ -227,7 +236,7 @@ def test_there_is_a_picture_of_everything_that_there_is(host, names, settings, m
 def test_without_an_evaluation_there_are_the_curves_alone(host):
     ssr, _ = make(host)
     ssr.step = None
-    assert diagnose(ssr).keys() == {"edges", "responses"}
+    assert ssr.diagnostics().keys() == {"edges", "responses"}
 
 
 def test_modalities_that_share_no_item_are_not_compared():
@@ -237,4 +246,4 @@ def test_modalities_that_share_no_item_are_not_compared():
         have = each.present & (torch.arange(ITEMS) % 2 == index)
         halves[name] = Modality(name, each.values * have.unsqueeze(1), have)
     ssr, _ = make(modalities=halves)
-    assert "coherence" not in diagnose(ssr)
+    assert "coherence" not in ssr.diagnostics()

@@ -1,6 +1,5 @@
 """From settings and a context to the right module, or to a message that says what to do."""
 
-import functools
 import re
 
 import pytest
@@ -9,33 +8,16 @@ import torch
 from recplug.plugins.contract import Context, Modality
 from recplug.plugins.errors import RecplugError
 from recplug.plugins.nn.knn import cooccurrence
-from recplug.plugins.nn.propagation import Adjacency, lightgcn
+from recplug.plugins.nn.propagation import Adjacency
+from recplug.plugins.presets import expand
 from recplug.plugins.registry import get
-from recplug.plugins.settings import parse_settings
-from recplug.plugins.ssr.module import SsrNodes, SsrTables
+from recplug.plugins.settings import idle, parse_settings
+from recplug.plugins.ssr.hosts import SsrNodes, SsrTables
 from recplug.plugins.ssr.plugin import build, requirements
 from recplug.plugins.ssr.settings import SsrSettings
 
 USERS, ITEMS, D = 12, 10, 4
-SETTINGS = {
-    "graph": "auto",
-    "bands": 2,
-    "engine": "polynomial",
-    "order": 4,
-    "edges": "equal_width",
-    "modalities": None,
-    "content_width": 6,
-    "item_layers": 1,
-    "item_neighbours": 3,
-    "image_weight": 0.2,
-    "item_weight": 0.5,
-    "content_blocks": True,
-    "user_content": "none",
-    "preferences": True,
-    "fusion": "cp",
-    "consistency": "repr_mse",
-    "output": "auto",
-}
+SETTINGS = {"bands": 2, "engine": "polynomial", "order": 4, "item_neighbours": 3, "image_weight": 0.2, "fusion": "cp"}
 
 
 def settings_of(**changes):
@@ -65,7 +47,6 @@ def context_of(host="nodes", names=("image", "text"), **changes):
         "free_width": host == "nodes",
         "edges": edges(),
         "modalities": content(*names),
-        "propagate": functools.partial(lightgcn, layers=2),
     }
     return Context(**(given | changes))
 
@@ -99,33 +80,18 @@ def test_each_host_gets_what_suits_it(host, kind, n_users, nodes, width, concat)
     assert ssr.table_width == D
     assert ssr.blocks == ("backbone", "image", "text")
     assert (ssr.preferences is not None) == concat
-    assert (ssr.balance is not None) == (n_users > 0)
     assert ssr.seams() == frozenset({"propagated" if host == "nodes" else "tables", "losses"})
 
 
-@pytest.mark.parametrize(
-    ("host", "graph"),
-    [(h, g) for h in ("nodes", "tables", "sequence") for g in ("auto", "bipartite", "cooccurrence", "knn")],
-)
-def test_the_spectrum_is_of_the_graph_that_was_asked_for(host, graph):
-    if (host, graph) == ("sequence", "bipartite"):
-        return
-    decomposition = made(host, graph=graph).decomposition
-    n_users, rows = (0, ITEMS + 1) if host == "sequence" else (USERS, ITEMS)
-    if graph == "bipartite" or (graph == "auto" and n_users):
-        expected = Adjacency.bipartite(edges(), n_users=n_users, n_items=rows).dense()
-        assert decomposition.split == n_users
+@pytest.mark.parametrize("host", ["nodes", "tables", "sequence"])
+def test_the_spectrum_is_of_the_interactions(host):
+    """Of users and items; without users, of items that the same users had."""
+    decomposition = made(host).decomposition
+    if host == "sequence":
+        expected, split = cooccurrence(edges(), ITEMS + 1, 3).dense(), None
     else:
-        assert decomposition.split is None
-        expected = torch.zeros(n_users + rows, n_users + rows)
-        if graph == "knn":
-            of_items = made(host, graph=graph).item_graph.dense().double()  # of equal weights, symmetrised
-            of_items = (of_items + of_items.T) / 2
-            degree = of_items.sum(dim=1).clamp(min=1e-12)
-            of_items = (of_items / (degree.unsqueeze(1) * degree).sqrt()).float()
-        else:
-            of_items = cooccurrence(edges(), rows, 3).dense()
-        expected[n_users:, n_users:] = of_items
+        expected, split = Adjacency.bipartite(edges(), n_users=USERS, n_items=ITEMS).dense(), USERS
+    assert decomposition.split == split
     torch.testing.assert_close(decomposition.engine.graph.dense(), expected)
     assert torch.equal(decomposition.isolated, ~expected.any(dim=1))
 
@@ -138,29 +104,11 @@ def test_modalities_are_those_that_were_named(named):
 
 
 def test_without_blocks_content_shapes_the_item_graph_alone():
-    ssr = made(content_blocks=False)
+    ssr = made(content="graph")
     assert ssr.blocks == ("backbone",)
     assert ssr.item_graph is not None
-    assert ssr.balance is ssr.preferences is ssr.content is None
+    assert ssr.preferences is ssr.content is None
     assert not ssr.concat
-
-
-@pytest.mark.parametrize("user_content", ["none", "profile"])
-def test_users_have_the_content_of_their_items_where_they_shall(user_content):
-    ssr = made(user_content=user_content, item_layers=0)
-    users = ssr.content.signals()[0][:USERS]
-    if user_content == "none":
-        assert not users.any()
-        return
-    graph = Adjacency.bipartite(edges(), n_users=USERS, n_items=ITEMS).dense()
-    x = torch.zeros(USERS + ITEMS, 3)
-    x[USERS:] = ssr.content.signals()[0][USERS:]
-    torch.testing.assert_close(users, ((x + graph @ x + graph @ graph @ x) / 3)[:USERS])
-    torch.testing.assert_close(made(user_content=user_content, graph="knn").content.signals()[0][:USERS], users)
-
-
-def test_users_of_a_host_that_does_not_propagate_have_no_content():
-    assert not made(user_content="profile", context={"propagate": None}).content.signals()[0][:USERS].any()
 
 
 @pytest.mark.parametrize("names", [("image",), ("text", "image")])
@@ -188,7 +136,6 @@ def test_the_run_s_seed_decides():
 def test_what_it_needs():
     assert requirements(settings_of()).modalities == 0
     assert requirements(settings_of(modalities=["text"])).modalities == 1
-    assert requirements(settings_of(graph="knn")).modalities == 1
     assert requirements(settings_of()).one_of == {"propagated", "tables"}
     assert requirements(settings_of()).seams == {"losses"}
 
@@ -198,21 +145,12 @@ def test_what_it_needs():
     [
         ("nodes", ("image", "text"), {"modalities": ["imgae"]}, "feature tables: image, text; did you mean 'image'?"),
         ("nodes", (), {"modalities": ["text"]}, "ssr.modalities names 'text'; feature tables: none"),
-        ("sequence", (), {"consistency": "score_kl"}, "ssr.consistency score_kl needs users and negatives; set it to"),
-        ("sequence", (), {"consistency": "score_mse"}, "ssr.consistency score_mse needs users and negatives; set it"),
-        ("sequence", (), {"graph": "bipartite"}, "Toy has no user vectors; set ssr.graph to cooccurrence or knn"),
-        ("nodes", ("text",), {"graph": "knn", "modalities": []}, "ssr.graph knn needs a modality"),
         (
-            "tables",
-            ("text",),
-            {"output": "concat"},
-            "Toy reads its vectors by more than their dot product; set ssr.out",
+            "sequence",
+            (),
+            {"consistency": "score_kl", "lambda_mask": 1.0},
+            "ssr.consistency score_kl needs users and negatives; set it to repr_mse",
         ),
-        ("sequence", ("text",), {"output": "concat"}, "set ssr.output to add"),
-        ("nodes", (), {"edges": [0.5, 1.2]}, "2 bands have 1 edges, not 2"),
-        ("nodes", (), {"bands": 1, "edges": [0.5]}, "1 bands have 0 edges, not 1"),
-        ("nodes", (), {"edges": [2.5]}, "ascending and strictly between 0 and 2"),
-        ("nodes", (), {"edges": [0.5], "engine": "diffusion"}, "has no edges to choose"),
     ],
 )
 def test_what_cannot_be_is_refused(host, names, settings, message):
@@ -221,29 +159,97 @@ def test_what_cannot_be_is_refused(host, names, settings, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_host_whose_width_is_fixed_is_refused_although_it_propagates():
-    with pytest.raises(RecplugError, match=r"set ssr\.output to add"):
-        made(output="concat", context={"free_width": False})
-    assert not made(output="auto", context={"free_width": False}).concat
-
-
-@pytest.mark.parametrize("host", ["tables", "sequence"])
-def test_tables_keep_their_width_whatever_becomes_of_nodes(host):
-    assert not made(host, output="auto", context={"free_width": True}).concat
-    with pytest.raises(RecplugError, match=r"set ssr\.output to add"):
-        made(host, output="concat", context={"free_width": True})
-
-
-@pytest.mark.parametrize("changes", [{"names": ()}, {"content_blocks": False}])
-def test_nothing_to_put_beside_it_is_no_reason_to_refuse(changes):
-    names = changes.pop("names", ("text",))
-    assert not made("tables", names, output="concat", **changes).concat
-
-
-def test_one_edge_may_be_none():
-    assert made(bands=1, edges=[]).decomposition.n_bands == 1
+@pytest.mark.parametrize(
+    ("host", "free", "concat"),
+    [("nodes", True, True), ("nodes", False, False), ("tables", True, False), ("sequence", True, False)],
+)
+def test_content_stands_beside_nodes_of_free_width_alone(host, free, concat):
+    assert made(host, context={"free_width": free}).concat == concat
+    assert not made(host, content="graph", context={"free_width": free}).concat
 
 
 def test_a_modality_that_is_named_twice_is_refused():
     with pytest.raises(RecplugError, match="ssr: modalities names one twice: image, image"):
         parse_settings("ssr", SsrSettings, {"modalities": ("image", "image")})
+
+
+# -- presets, ablations, and what acts when
+
+HOST = {
+    "embedding_size": 64,
+    "n_layers": 2,
+    "learning_rate": 1e-4,
+    "weight_decay": 0.0,
+    "reg_weight": 0.0,
+    "train_batch_size": 2048,
+    "epochs": 1000,
+    "stopping_step": 20,
+    "eval_step": 1,
+    "metrics": ["Recall", "NDCG"],
+    "topk": [10, 20],
+    "valid_metric": "Recall@20",
+}
+REPORTED = {
+    "bands": 3,
+    "engine": "auto",  # eigenvectors or Chebyshev filters, of equal energy
+    "order": 16,  # ours: at the code's 5 the low-passes do not tell three bands apart
+    "modalities": None,
+    "content": "encoders",
+    "item_layers": 1,
+    "item_neighbours": 10,
+    "image_weight": 0.1,
+    "item_source": "nodes",
+    "fusion": "cp",
+    "fusion_rank": 4,
+    "gate": True,
+    "mask_rate": 0.1,
+    "consistency": "repr_mse",
+    "lambda_mask": 1e-3,
+    "lambda_contrast": 1e-4,
+    "lambda_operator": 0.1,
+    "lambda_ridge": 0.0,  # no such term
+    "temperature": 0.2,
+    "anchors": 6144,  # all: three bands of 2048 items
+}
+IN_CODE = {"engine": "legacy_cheb", "order": 5, "fusion": "colsoftmax"}
+
+
+@pytest.mark.parametrize(("name", "expected"), [("paper", REPORTED), ("code", REPORTED | IN_CODE)])
+def test_a_preset_is_its_source_key_by_key(name, expected):
+    values, host = expand(get("ssr"), {"preset": name})
+    assert parse_settings("ssr", SsrSettings, values).model_dump() == expected
+    assert host == HOST
+    assert idle(parse_settings("ssr", SsrSettings, values)) == {}
+
+
+@pytest.mark.parametrize("preset", ["paper", "code"])
+def test_every_ablation_takes_something_away(preset):
+    full, _ = expand(get("ssr"), {"preset": preset})
+    for name, change in get("ssr").ablations.items():
+        less = parse_settings("ssr", SsrSettings, full | change)
+        assert less != parse_settings("ssr", SsrSettings, full), name
+        build(less, context_of())
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"fusion_rank", "gate", "lambda_operator", "mask_rate", "consistency"}),
+        ({"lambda_mask": 1.0, "fusion": "cp"}, set()),
+        ({"lambda_mask": 1.0, "fusion": "cp", "engine": "random"}, {"order"}),
+        (
+            {"lambda_mask": 1.0, "fusion": "cp", "item_layers": 0},
+            {"item_neighbours", "image_weight", "item_source"},
+        ),
+        ({"lambda_mask": 1.0, "fusion": "cp", "content": "graph"}, {"lambda_contrast", "lambda_ridge"}),
+        ({"lambda_mask": 1.0, "fusion": "cp", "lambda_contrast": 0.0}, {"temperature", "anchors"}),
+    ],
+)
+def test_settings_that_nothing_reads_are_known(given, expected):
+    assert idle(SsrSettings(**given)).keys() == expected
+
+
+def test_the_summary_names_what_acts():
+    plugin = get("ssr")
+    assert all(mechanism in plugin.summary for mechanism in plugin.mechanisms)
+    assert len(SsrSettings.model_fields) <= 21

@@ -8,8 +8,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from recplug.plugins.ssr.polynomial import (
     analyse,
-    diffusion_low_passes,
-    diffusion_powers,
     energy_below,
     jackson,
     legacy_low_passes,
@@ -159,15 +157,6 @@ def test_single_precision_reconstructs(graphs):
     x = graphs.signal(graph, 8, dtype=torch.float32)
     error = (analyse(graph, x, low_passes(edges(0.3, 0.7, 1.4), 32), None).sum(dim=1) - x).abs().max()
     assert error <= 1e-6 * x.abs().max()
-
-
-@pytest.mark.parametrize("bands", [2, 3, 4, 5, 6])
-def test_diffusion_is_differences_of_powers(bands):
-    found = response(diffusion_low_passes(bands), GRID)
-    passed = [(1 - GRID / 2) ** p for p in diffusion_powers(bands)]
-    expected = torch.stack([*passed, torch.ones_like(GRID)]) - torch.stack([torch.zeros_like(GRID), *passed])
-    torch.testing.assert_close(found, expected)
-    assert found.min() > -1e-12
 
 
 def test_the_legacy_bank_is_no_filter_bank():

@@ -689,9 +689,9 @@ def test_a_user_who_has_every_item_is_one_line(tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_loss_that_stands_in_some_steps_only_trains_in_recboles_trainer(tiny, tmp_path):
-    """The masked view is SSR's only loss here, and comes every fourth step; an epoch has five."""
-    settings = {"content_blocks": False, "every": 4, "lambda_mask": 1.0}
+def test_a_plugin_s_loss_trains_in_recboles_trainer(tiny, tmp_path):
+    """The masked view is SSR's only loss here."""
+    settings = {"content": "graph", "lambda_mask": 1.0}
     config = {
         "epochs": 2,
         "ssr": settings,

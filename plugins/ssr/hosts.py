@@ -1,0 +1,67 @@
+"""SSR on each kind of backbone: on propagated nodes, or on its tables."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from recplug.plugins.ssr.content import ContentEncoders
+from recplug.plugins.ssr.module import Ssr
+from recplug.plugins.step import Step
+
+
+class SsrNodes(Ssr):
+    """On a backbone that propagates: nodes ``[n_users, d]``, ``[n_items, d]``, of which a step needs its batch's."""
+
+    def propagated(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
+        """``[n_users, D]``, ``[n_items, D]``."""
+        if self.inert:
+            return users, items
+        out = self.augmented(torch.cat([users, items]), self._rows(self.step))
+        return out[: self.n_users], out[self.n_users :]
+
+    def _sources(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
+        """The backbone's own tables where they are as wide as the nodes; items' only where the settings say so."""
+        users, items = super()._sources(nodes)
+        if self.step is None or self.table_width != self.width:
+            return users, items
+        if isinstance(self.content, ContentEncoders):
+            users = self.step.table("users")
+        if self.settings.item_source == "table":
+            items = self.step.table("items")[: len(items)]
+        return users, items
+
+    def _rows(self, step: Step | None) -> Tensor | None:
+        if step is None or step.kind != "training" or self.every_node or step.batch.users is None:
+            return None
+        return distinct([step.batch.users, *(i + self.n_users for i in step.batch.items())])
+
+
+class SsrTables(Ssr):
+    """On any backbone with a table of items: whole raw tables, users ``[n_users, d]`` where there are any."""
+
+    def evaluated(self) -> dict[str, Tensor] | None:
+        """Of the whole tables, which an evaluation may not have asked for yet."""
+        if self.step is not None and self.step.kind == "evaluation" and "ssr.signal" not in self.step.memory:
+            self.step.table("items")
+        return super().evaluated()
+
+    def tables(self, users: Tensor | None, items: Tensor) -> tuple[Tensor | None, Tensor]:
+        """``[n_users, d]``, ``[n_items, d]``."""
+        if self.inert:
+            return users, items
+        nodes = items if users is None else torch.cat([users, items])
+        out = self.augmented(nodes, self._rows(self.step))
+        return None if users is None else out[: self.n_users], out[self.n_users :]
+
+    def _rows(self, step: Step | None) -> Tensor | None:
+        # Without users it is a sequential host, whose full softmax reads every item without announcing it.
+        if step is None or step.kind != "training" or self.every_node or not self.n_users:
+            return None
+        return None if step.batch.users is None else distinct([step.batch.users, step.asked() + self.n_users])
+
+
+def distinct(ids: list[Tensor]) -> Tensor:
+    """All ids, each once where counting them does not stop an accelerator."""
+    rows = torch.cat([i.reshape(-1) for i in ids])
+    return torch.unique(rows) if rows.device.type == "cpu" else rows
