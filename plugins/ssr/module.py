@@ -38,9 +38,8 @@ class Ssr(Augmentation):
     (:class:`FrozenContent`, :class:`ContentEncoders`). At the start the operator ``cp`` is the identity, so that y is
     H + S^n E, and content beside it.
 
-    Where we deviate from the authors' code: the backbone's vectors take the place of its id encoder and its loss that
-    of the binary cross-entropy; content is frozen, and banded once, unless ``content`` is ``encoders``; the operator
-    is a true low-rank residual, unless ``fusion`` is ``colsoftmax``; bands are those of :class:`Decomposition`.
+    Where we deviate from the authors' code: the backbone's vectors take the place of its id encoder, its loss that of
+    the binary cross-entropy; the rest is a choice of the settings. Bands are those of :class:`Decomposition`.
 
     Args:
         settings: every choice.
@@ -94,6 +93,8 @@ class Ssr(Augmentation):
         self.preferences: nn.Parameter | None = None
         if n_users and self.concat and isinstance(content, FrozenContent):
             self.preferences = nn.Parameter(torch.empty(n_users, len(self.blocks) - 1, width))
+        self.masks = bool(settings.lambda_mask and settings.mask_rate) and settings.bands > 1
+        self.contrasts = bool(settings.lambda_contrast) and len(self.blocks) > 2
         self.epoch = 0
         self._observe = True
         self.register_load_state_dict_post_hook(_refresh_loaded)
@@ -114,36 +115,24 @@ class Ssr(Augmentation):
         alone = self.content is None and self.item_graph is None
         return self.settings.bands == 1 and self.settings.fusion == "sum" and alone
 
-    @property
-    def masks(self) -> bool:
-        """Whether there is a masked view."""
-        settings = self.settings
-        return bool(settings.lambda_mask and settings.mask_rate) and settings.bands > 1
-
-    @property
-    def contrasts(self) -> bool:
-        """Whether modalities are compared."""
-        return bool(self.settings.lambda_contrast) and len(self.blocks) > 2
-
     # -- the signal and its bands
 
     def signals(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
         """H and H + S^n E of ``nodes [N, d]``: ``[N, Q, d]`` each, Q = P with encoders, else 1: the backbone's."""
-        n, encoded = self.n_users, isinstance(self.content, ContentEncoders)
-        rep = self.content(nodes) if isinstance(self.content, ContentEncoders) else nodes.unsqueeze(1)
+        n, encoders = self.n_users, self.content if isinstance(self.content, ContentEncoders) else None
+        rep = nodes.unsqueeze(1) if encoders is None else encoders(nodes)
         if self.item_graph is None:
             return rep, rep
         users, items = self._sources(nodes)
-        if encoded:
-            assert isinstance(self.content, ContentEncoders)
-            users = torch.cat([users.unsqueeze(1), self.content.preferences.to(users.dtype)], dim=1)
+        if encoders is not None:
+            users = torch.cat([users.unsqueeze(1), encoders.preferences.to(users.dtype)], dim=1)
             items = torch.cat([items.unsqueeze(1), rep[n:, 1:]], dim=1)  # [n_items, P, d]
         self.item_graph = graph = self.item_graph.to(nodes.device)
         smooth = items.flatten(1)
         for _ in range(self.settings.item_layers):
             smooth = graph.matmul(smooth)
         moved = rep[n:] + smooth.view(rep[n:].shape).to(rep.dtype)
-        return rep, torch.cat([rep[:n] + users if encoded else rep[:n], moved])
+        return rep, torch.cat([rep[:n] if encoders is None else rep[:n] + users, moved])
 
     def _sources(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
         """What is added to users ``[n_users, d]`` (with encoders), and what the content graph averages (E)."""
@@ -207,21 +196,17 @@ class Ssr(Augmentation):
             return y.squeeze(1)
         own, content = y[:, :1], y[:, 1:]
         if self.preferences is not None:
-            content = content + self._preferred(rows).to(content.dtype)
+            n = self.n_users
+            if rows is None:
+                mine = nn.functional.pad(self.preferences, (0, 0, 0, 0, 0, len(y) - n))
+            else:  # not by indexing: the gradient of that sorts the rows
+                mine = self.preferences.index_select(0, rows.clamp(max=n - 1)) * (rows < n)[:, None, None]
+            content = content + mine.to(content.dtype)
         if self.step is not None and self.step.kind == "training":
             self.step.memory["ssr.content"] = content
         if self.concat:
             return torch.cat([own, content], dim=1).flatten(1)
         return own.squeeze(1) + content.sum(dim=1)
-
-    def _preferred(self, rows: Tensor | None) -> Tensor:
-        """``[r, P-1, d]``: users' vectors of their own, zeros at items."""
-        assert self.preferences is not None
-        n = self.n_users
-        if rows is None:
-            return nn.functional.pad(self.preferences, (0, 0, 0, 0, 0, self.decomposition.n_nodes - n))
-        # Not by indexing: the gradient of that sorts the rows.
-        return self.preferences.index_select(0, rows.clamp(max=n - 1)) * (rows < n)[:, None, None]
 
     def augmented(self, nodes: Tensor, rows: Tensor | None) -> Tensor:
         """``nodes [N, d]`` to ``[N, D]``; with ``rows [r]`` the others are the host's, or zeros where D is wider."""
