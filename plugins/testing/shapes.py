@@ -46,6 +46,9 @@ def check_shapes(case: Case) -> None:
             rows = users.raw[batch.users]
             _like(augmentation.users(rows, batch.users), rows, "users()")
         if isinstance(host.backbone, ToyPropagation):
+            whole = host.backbone.adjacency
+            graph = augmentation.graph(whole)
+            require(graph.shape == whole.shape and graph.symmetric, f"graph() gave {graph} for {whole}")
             nodes = host.backbone.forward()
             made = augmentation.propagated(*nodes)
             free = host.backbone.free_width

@@ -276,6 +276,12 @@ class NeverOff(Nodes):
         return users * 1.001, items
 
 
+class HalfAGraph(Nodes):
+    def graph(self, graph):
+        row, col = graph.indices()
+        return graph.with_values(graph.values() * (row < col))
+
+
 class Scores(Augmentation):
     """Adds to a score what a learned form makes of the nodes, and how well the item fits the user's number of items."""
 
@@ -381,6 +387,7 @@ BREAKS = [  # a check, an augmentation that breaks its rule, the seams that it d
     ("no_interactions", NeedsEdges, NODES, "nodes-bpr"),
     ("evaluation", KeepsFirst, NODES, "decoder-sum"),
     ("identity", NeverOff, NODES, "nodes-bpr"),
+    ("shapes", HalfAGraph, (*NODES, "graph"), "nodes-bpr"),
     ("shapes", ScoreShape, SCORES, "nodes-bpr"),
     ("shapes", ScoreType, SCORES, "graph-bpr"),
     ("pairs", ByPlace, SCORES, "nodes-bpr"),
