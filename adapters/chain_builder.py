@@ -10,9 +10,9 @@ import torch
 from recplug.plugins.chain import Chain
 from recplug.plugins.contract import Augmentation, Context, Plugin, Seam
 from recplug.plugins.errors import RecplugError
-from recplug.plugins.presets import expand
+from recplug.plugins.presets import settings_of
 from recplug.plugins.registry import get
-from recplug.plugins.settings import PluginSettings, parse_settings
+from recplug.plugins.settings import PluginSettings
 
 
 def resolve(names: Sequence[str], values: Mapping[str, Mapping[str, Any]]) -> dict[str, PluginSettings]:
@@ -25,11 +25,7 @@ def resolve(names: Sequence[str], values: Mapping[str, Mapping[str, Any]]) -> di
     Raises:
         RecplugError: for an unknown plugin, an unknown setting or a value out of range.
     """
-    found = {}
-    for name in names:
-        given, _ = expand(get(name), values.get(name) or {})
-        found[name] = parse_settings(name, get(name).settings, given)
-    return found
+    return {name: settings_of(get(name), values.get(name) or {}) for name in names}
 
 
 def check(

@@ -8,6 +8,7 @@ from typing import Any
 
 from recplug.plugins.contract import Plugin, Preset
 from recplug.plugins.errors import RecplugError, did_you_mean
+from recplug.plugins.settings import PluginSettings, parse_settings
 
 log = logging.getLogger("recplug")
 DEFAULT = Preset("recplug's defaults, chosen by validation on public data.", was=("plugin", "default"))
@@ -52,3 +53,12 @@ def expand(plugin: Plugin, values: Mapping[str, Any]) -> tuple[dict[str, Any], d
     given = {key: value for key, value in values.items() if key != "preset"}
     chosen = preset(plugin, str(values["preset"]))
     return {**chosen.settings, **given}, dict(chosen.host)
+
+
+def settings_of(plugin: Plugin, values: Mapping[str, Any]) -> PluginSettings:
+    """Given settings, ``preset`` among them if you like, as the plugin's validated settings.
+
+    Raises:
+        RecplugError: for an unknown preset or setting, or a value out of range.
+    """
+    return parse_settings(plugin.name, plugin.settings, expand(plugin, values)[0])

@@ -96,9 +96,13 @@ def validate(plugin: Plugin) -> None:
         raise RecplugError(f"plugin name '{plugin.name}' must be a lower-case identifier")
     if plugin.name in RESERVED:
         raise RecplugError(f"plugin name '{plugin.name}' is reserved; choose another")
-    unknown = set(plugin.identity) - set(plugin.settings.model_fields)
-    if unknown:
-        raise RecplugError(f"plugin '{plugin.name}' declares identity settings it does not have: {sorted(unknown)}")
+    declared = {"identity": plugin.identity}
+    declared |= {f"preset '{name}'": preset.settings for name, preset in plugin.presets.items()}
+    declared |= {f"ablation '{name}'": values for name, values in plugin.ablations.items()}
+    declared |= {f"mechanism '{name}'": values for name, values in plugin.mechanisms.items()}
+    for what, values in declared.items():
+        if unknown := sorted(set(values) - set(plugin.settings.model_fields)):
+            raise RecplugError(f"plugin '{plugin.name}': its {what} names settings that it does not have: {unknown}")
 
 
 def available() -> dict[str, Plugin]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -88,28 +88,39 @@ def loss_weights(model: type[PluginSettings]) -> list[str]:
     return [name for name, extra in extras.items() if isinstance(extra, Mapping) and extra.get("loss_weight")]
 
 
-def idle(settings: PluginSettings, *, family: str | None = None) -> dict[str, str]:
+def idle(settings: PluginSettings, *, family: str | None = None, free: Collection[str] = ()) -> dict[str, str]:
     """The settings that nothing reads at these values of the others, and the condition that is not met.
 
     Args:
         settings: the resolved settings.
         family: the backbone's family, where it is known; None takes conditions on it as met.
+        free: settings whose values are still open: conditions on them count as met.
 
     Returns:
         By name, for example ``{"order": "fusion is cp"}``: what would have to hold.
     """
     found: dict[str, str] = {}
-    for name, spec in type(settings).model_fields.items():
-        extra = spec.json_schema_extra
-        conditions = extra.get("when") if isinstance(extra, Mapping) else None
+    for name, field in type(settings).model_fields.items():
         missing = [
-            condition_text(key, wanted)
-            for key, wanted in (conditions or {}).items()  # type: ignore[union-attr]
-            if not _holds(family if key == "family" else getattr(settings, key), wanted, unknown=key == "family")
+            _condition(key, wanted)
+            for key, wanted in _when(field).items()
+            if key not in free
+            and not _holds(family if key == "family" else getattr(settings, key), wanted, unknown=key == "family")
         ]
         if missing:
             found[name] = " and ".join(missing)
     return found
+
+
+def conditions(field: FieldInfo) -> str:
+    """When a setting acts, for readers: ``fusion is cp and order is not 0``; empty where it always does."""
+    return " and ".join(_condition(key, wanted) for key, wanted in _when(field).items())
+
+
+def _when(field: FieldInfo) -> Mapping[str, Any]:
+    extra = field.json_schema_extra
+    found = extra.get("when") if isinstance(extra, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
 
 
 def _holds(value: Any, wanted: Any, *, unknown: bool) -> bool:
@@ -120,8 +131,7 @@ def _holds(value: Any, wanted: Any, *, unknown: bool) -> bool:
     return value in (wanted if isinstance(wanted, tuple) else (wanted,))
 
 
-def condition_text(key: str, wanted: Any) -> str:
-    """A condition of ``setting(when=...)`` for readers: ``fusion is cp or user``."""
+def _condition(key: str, wanted: Any) -> str:
     if wanted == NONZERO:
         return f"{key} is not 0"
     return f"{key} is {' or '.join(map(str, wanted if isinstance(wanted, tuple) else (wanted,)))}"

@@ -31,6 +31,14 @@ def compare(
         list[str] | None,
         typer.Option("--grid", help="KEY=VALUE,VALUE: validation chooses, for each set of plugins; may be repeated."),
     ] = None,
+    ablations: Annotated[
+        bool,
+        typer.Option("--ablations", help="Compare with the ablations that plugins declare, in their papers' words."),
+    ] = False,
+    variants: Annotated[
+        str | None,
+        typer.Option("--variants", help="YAML file of named variants, or recplug:NAME; options win."),
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="KEY=VALUE for all cells, such as epochs=20; may be repeated.")
     ] = None,
@@ -58,7 +66,8 @@ def compare(
     Ends with exit code 1 where cells failed.
     """
     from recplug.adapters.compare import experiment
-    from recplug.adapters.compare.spec import parse_grid
+    from recplug.adapters.compare.spec import flat, parse_grid
+    from recplug.adapters.compare.variants import read_variants
 
     cuts = _cuts(activity)
     if show:
@@ -66,11 +75,15 @@ def compare(
             raise UsageError("--show takes the comparison of --output as it is; leave --models and its like out")
         found = experiment.show(output, metric=metric, activity=cuts, groups=groups)
     else:
-        asked: dict[str, Any] = {"models": models, "plugins": plugins, "datasets": datasets}
+        file = read_variants(variants) if variants else {}
+        given = {"models": models, "plugins": plugins, "datasets": datasets}
+        asked: dict[str, Any] = {key: value or file.pop(key, None) for key, value in given.items()}
         options: dict[str, Any] = {"seeds": seeds, "controls": controls, "data_path": data_path}
+        options["ablations"] = ablations or None
         options["grid"] = parse_grid(grid or []) or None
-        options["settings"] = common_settings(config_files, settings or []) or None
-        options = {key: value for key, value in options.items() if value is not None}
+        common = {**flat(file.pop("settings", {})), **common_settings(config_files, settings or [])}
+        options["settings"] = common or None
+        options = {**file, **{key: value for key, value in options.items() if value is not None}}
         if options and not any(asked.values()):
             names = ", ".join(f"--{'set' if key == 'settings' else key}" for key in options)
             raise UsageError(f"{names} belongs to --models, --plugins and --datasets; name these too, or leave it out")

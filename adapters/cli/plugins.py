@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -32,28 +33,52 @@ def table(context: typer.Context) -> None:
 
 
 @app.command()
-def show(name: Annotated[str, typer.Argument(help="A plugin's name.")]) -> None:
-    """Settings, requirements and identity of one plugin."""
+def show(
+    name: Annotated[str, typer.Argument(help="A plugin's name.")],
+    preset: Annotated[
+        str, typer.Option("--preset", help="Whose values to show; those unlike the defaults are marked.")
+    ] = "recplug",
+) -> None:
+    """Settings, presets, ablations, requirements and identity of one plugin."""
+    from recplug.plugins.presets import preset as preset_of
+    from recplug.plugins.presets import presets, settings_of
     from recplug.plugins.registry import get
     from recplug.plugins.search import search_text, searches
-    from recplug.plugins.settings import limits, type_name
+    from recplug.plugins.settings import conditions, idle, limits, type_name
 
     plugin = get(name)
+    chosen, settings = preset_of(plugin, preset), settings_of(plugin, {"preset": preset})
     say(f"{plugin.name}: {plugin.summary}")
     say(f"paper: {plugin.paper}")
-    say(f"needs, with the default settings: {_needs(plugin.requirements(plugin.settings()))}")
-    say(f"adds nothing at: {' '.join(f'--{name}.{key}={value}' for key, value in plugin.identity.items())}")
+    say(f"needs, with these settings: {_needs(plugin.requirements(settings))}")
+    say(f"adds nothing at: {_flags(name, plugin.identity)}")
+    for word, one in presets(plugin).items():
+        say(f"preset {word}: {one.summary}")
+    for word, values in plugin.ablations.items():
+        say(f"ablation {word}: {_flags(name, values)}")
+    for word, values in plugin.mechanisms.items():
+        say(f"mechanism {word}: off at {_flags(name, values)}")
+    if chosen.host:
+        say(f"--{name}.preset {preset} also sets: {' '.join(f'--{key} {value}' for key, value in chosen.host.items())}")
     say(f"settings, as --{name}.KEY VALUE or nested under '{name}:' in a configuration file:")
-    worth = searches(plugin.settings)
+    worth, unread = searches(plugin.settings), idle(settings)
     for key, field in plugin.settings.model_fields.items():
         paper = field.json_schema_extra["paper"] if isinstance(field.json_schema_extra, dict) else "ours"
-        default = field.get_default(call_default_factory=True)
-        shown = default if isinstance(default, str) else repr(default)
+        value, default = getattr(settings, key), field.get_default(call_default_factory=True)
+        shown = value if isinstance(value, str) else repr(value)
         allowed = ", ".join(filter(None, [type_name(field.annotation), limits(field)]))
-        say(f"\n  {name}.{key} = {shown}    {allowed}    [{paper}]")
+        mark = "" if value == default else f"    (default {default})"
+        say(f"\n  {name}.{key} = {shown}{mark}    {allowed}    [{paper}]")
         say(textwrap.indent(textwrap.fill(field.description or "", 100), " " * 6))
+        if acts := conditions(field):
+            say(f"      acts where {acts}{'; not here' if key in unread else ''}")
         if key in worth:
             say(f"      recplug tune tries: {search_text(worth[key])}")
+
+
+def _flags(name: str, values: Mapping[str, object]) -> str:
+    """Settings as a command line takes them."""
+    return " ".join(f"--{name}.{key}={value}" for key, value in values.items())
 
 
 def _needs(needs: Requirements) -> str:

@@ -32,6 +32,8 @@ def compare(
     activity: Sequence[int] = (),
     groups: bool = True,
     command: Command | None = None,
+    ablations: bool = False,
+    variants: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Comparison:
     """Train a grid of cells, each in a process of its own, and compare them.
 
@@ -55,6 +57,8 @@ def compare(
         activity: training interactions at which groups of users begin; by default thirds.
         groups: whether to tell groups apart, for which one run of each data set is loaded once.
         command: what trains a cell into a folder; by default ``run_recbole``.
+        ablations: whether each set of plugins is compared with the ablations that its plugins declare.
+        variants: by name, what else each set of plugins is compared with: keys and values that differ.
 
     Raises:
         RecplugError: for wrong input, before anything is trained; for a folder that cannot be written.
@@ -63,7 +67,7 @@ def compare(
     check_jobs(jobs)
     _check_shown(metric, activity)
     asked = plan(folder, models, plugins, datasets, seeds=seeds, controls=controls, grid=grid, settings=settings,
-                 data_path=data_path)  # fmt: skip
+                 data_path=data_path, ablations=ablations, variants=variants)  # fmt: skip
     command = command or run_recbole(asked, folder)
     with _written(folder):
         fill(folder, asked, command=command, jobs=jobs, retry=retry)
@@ -99,7 +103,7 @@ def plan(
     Args:
         output: the folder.
         models, plugins, datasets: as for :func:`compare`; none of the three for what the folder has begun.
-        **options: ``seeds``, ``controls``, ``grid``, ``settings`` and ``data_path``.
+        **options: ``seeds``, ``controls``, ``grid``, ``settings``, ``data_path``, ``ablations`` and ``variants``.
 
     Raises:
         RecplugError: for wrong input.

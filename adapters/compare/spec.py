@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from recplug.adapters.compare.controls import CONTROLS
+from recplug.adapters.data import locate
 from recplug.adapters.files import replacing
 from recplug.plugins.errors import RecplugError, did_you_mean
+from recplug.plugins.presets import settings_of
+from recplug.plugins.registry import available, get, parse_names
 
 GRID_FILE, SETTINGS_FILE = "grid.yaml", "settings.yaml"
 GROWING = ("models", "plugins", "datasets", "controls")  # to which a comparison that has begun may add
 # What the grid itself decides for each cell.
 OURS = ("model", "dataset", "plugin", "seed", "output_dir", "data_path", "config_files", "baseline", "resume",
         "shuffle_features", "factor_control")  # fmt: skip
+VARYING = ("plugin", "shuffle_features", "factor_control")  # of these, what a named variant may change
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,9 @@ class Asked:
         grid: values to choose from by validation, as they are written on a command line, by key.
         settings: of all cells, by key; plugin settings are dotted.
         data_path: as for ``run_recbole``.
+        ablations: whether each set of plugins is compared with the ablations that its plugins declare.
+        variants: what each set of plugins is compared with besides, by name: keys and values that differ from it;
+            the key ``plugin`` names other plugins.
     """
 
     models: tuple[str, ...]
@@ -44,6 +51,19 @@ class Asked:
     grid: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     data_path: str | None = None
+    ablations: bool = False
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def named(self, plugins: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """The named variants of a set of plugins: their declared ablations, then this comparison's own."""
+        if not plugins:
+            return {}
+        found: dict[str, dict[str, Any]] = {}
+        for plugin in plugins if self.ablations else ():
+            for name, values in get(plugin).ablations.items():
+                label = f"{plugin}: {name}" if len(plugins) > 1 else name
+                found[label] = {f"{plugin}.{key}": value for key, value in values.items()}
+        return {**found, **{name: dict(values) for name, values in self.variants.items()}}
 
 
 def ask(
@@ -56,6 +76,8 @@ def ask(
     grid: Mapping[str, Sequence[Any]] | None = None,
     settings: Mapping[str, Any] | None = None,
     data_path: str | Path | None = None,
+    ablations: bool = False,
+    variants: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Asked:
     """What people write to :class:`Asked`; the bare backbone is always among the plugins.
 
@@ -69,7 +91,7 @@ def ask(
     if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
         raise RecplugError(f"seeds={seeds} is no positive whole number; 5 means the seeds 1 to 5")
     sets = [_set(each) for each in _names(plugins, "plugins")]
-    values = {key: tuple(_written(value) for value in several) for key, several in (grid or {}).items()}
+    values = {key: tuple(written(value) for value in several) for key, several in (grid or {}).items()}
     for key, several in values.items():
         if not several or len(set(several)) < len(several):
             raise RecplugError(f"grid {key} has {'a value twice' if several else 'no value'}; write {key}=0.1,1.0")
@@ -77,6 +99,13 @@ def ask(
     for key in (*common, *values):
         if key in OURS:
             raise RecplugError(f"'{key}' is for the grid itself to decide, cell by cell; leave it out")
+    named = {str(name): flat(changes or {}) for name, changes in (variants or {}).items()}
+    for name, changes in named.items():
+        if wrong := sorted(set(changes) & (set(OURS) - set(VARYING))):
+            raise RecplugError(f"variant '{name}': '{wrong[0]}' is for the comparison itself to decide; leave it out")
+        if not changes or name in CONTROLS:
+            what = "has the name of a control" if name in CONTROLS else "changes nothing"
+            raise RecplugError(f"variant '{name}' {what}; correct the variants")
     if both := common.keys() & values.keys():
         raise RecplugError(f"{', '.join(sorted(both))} is a setting and in the grid too; keep one of the two")
     return Asked(
@@ -88,6 +117,8 @@ def ask(
         grid=dict(sorted(values.items())),
         settings=common,
         data_path=None if data_path is None else str(Path(data_path).expanduser().absolute()),
+        ablations=bool(ablations),
+        variants=named,
     )
 
 
@@ -97,30 +128,43 @@ def check_names(asked: Asked) -> Asked:
     Raises:
         RecplugError: for models, plugins, data sets, plugin settings and keys that there are not.
     """
-    from recplug.adapters.data import locate
-    from recplug.adapters.recbole.config.host_config import known_keys, literal, model_class
-    from recplug.plugins.registry import get, parse_names
-    from recplug.plugins.settings import parse_settings
+    from recplug.adapters.recbole.config.host_config import known_keys, model_class
 
     models = tuple(dict.fromkeys(model_class(name).__name__ for name in asked.models))
     used = {name for names in asked.plugins for name in parse_names(names)}
     for dataset in asked.datasets:
         locate(dataset, asked.data_path)
-    for key in (*asked.settings, *asked.grid):
-        plugin, dot, setting = key.partition(".")
-        if dot and plugin != "features":
-            model = get(plugin).settings
-            if plugin not in used and key in asked.grid:
-                raise RecplugError(f"grid {key}: the plugin '{plugin}' is in no set of --plugins; add it, or leave it")
-            for value in asked.grid.get(key, ()):
-                parse_settings(plugin, model, {setting: literal(value)})
-            if key in asked.settings:
-                parse_settings(plugin, model, {setting: asked.settings[key]})
-        elif not dot and not any(key in known_keys(name) for name in models):
-            hint = did_you_mean(key, {known for name in models for known in known_keys(name)})
-            if hint or key in asked.grid:
-                raise RecplugError(f"no key '{key}' of recplug or of {', '.join(models)}{hint}")
-    return Asked(**{**_shallow(asked), "models": models})
+    known = {name: known_keys(name) for name in models}
+    for key, several in asked.grid.items():
+        plugin = key.partition(".")[0]
+        if "." in key and plugin != "features" and plugin not in used:
+            get(plugin)
+            raise RecplugError(f"grid {key}: the plugin '{plugin}' is in no set of --plugins; add it, or leave it")
+        for value in several:
+            _check_key(key, value, known, strict=True)
+    for key, value in asked.settings.items():
+        _check_key(key, value, known, strict=False)
+    for changes in asked.variants.values():
+        parse_names(changes.get("plugin"))
+        for key, value in changes.items():
+            if key not in VARYING:
+                _check_key(key, value, known, strict=True)
+    if asked.ablations and not any(get(name).ablations for name in used):
+        raise RecplugError(f"{', '.join(sorted(used)) or 'the bare backbone'}: no ablations; leave --ablations out")
+    return replace(asked, models=models)
+
+
+def _check_key(key: str, value: Any, known: Mapping[str, set[str]], *, strict: bool) -> None:
+    """Refuse a key, or a plugin's value, that there is not; ``strict`` refuses keys of no near name too."""
+    from recplug.adapters.recbole.config.host_config import literal
+
+    plugin, dot, setting = key.partition(".")
+    if dot and plugin != "features":
+        settings_of(get(plugin), {setting: literal(value) if isinstance(value, str) else value})
+    elif not dot and not any(key in keys for keys in known.values()):
+        hint = did_you_mean(key, set().union(*known.values()))
+        if hint or strict:
+            raise RecplugError(f"no key '{key}' of recplug or of {', '.join(known)}{hint}")
 
 
 # -- the folder
@@ -133,6 +177,7 @@ def remember(output: Path, asked: Asked) -> None:
     written["plugins"] = ["+".join(names) or "none" for names in asked.plugins]
     written = {key: list(value) if isinstance(value, tuple) else value for key, value in written.items()}
     written["grid"] = {key: list(values) for key, values in asked.grid.items()}
+    written["variants"] = {name: dict(changes) for name, changes in asked.variants.items()}
     _save(output / SETTINGS_FILE, "# What all cells have in common.\n", dict(asked.settings))
     _save(output / GRID_FILE, "# What this comparison asks for; `recplug compare --output DIR` goes on.\n", written)
 
@@ -173,6 +218,8 @@ def grown(before: Asked, now: Asked, output: Path) -> Asked:
         found = set(getattr(now, name))
         missing += [f"--{name} {_word(each)}" for each in getattr(before, name) if each not in found]
     missing += [f"--seeds {before.seeds}"] * (now.seeds < before.seeds)
+    missing += ["--ablations"] * (before.ablations and not now.ablations)
+    missing += [f"variant '{name}'" for name, each in before.variants.items() if now.variants.get(name) != each]
     for key, values in before.grid.items():
         missing += [f"--grid {key}={value}" for value in values if value not in now.grid.get(key, ())]
     if missing:
@@ -216,14 +263,15 @@ def _word(value: str | tuple[str, ...]) -> str:
     return value if isinstance(value, str) else "+".join(value) or "none"
 
 
-def _written(value: Any) -> str:
+def written(value: Any) -> str:
+    """A value as a command line takes it."""
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(written, value))
     return value.strip() if isinstance(value, str) else str(value)
 
 
 def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings nested under a plugin, or under ``features``, as dotted keys."""
-    from recplug.plugins.registry import available
-
     found: dict[str, Any] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping) and (key in available() or key == "features"):
@@ -231,10 +279,6 @@ def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
         else:
             found[key] = value
     return found
-
-
-def _shallow(asked: Asked) -> dict[str, Any]:
-    return {each.name: getattr(asked, each.name) for each in fields(asked)}
 
 
 def parse_grid(words: Iterable[str]) -> dict[str, list[str]]:

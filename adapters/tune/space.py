@@ -9,6 +9,7 @@ from typing import Any
 
 from recplug.plugins.errors import RecplugError, did_you_mean
 from recplug.plugins.search import Range, Search, is_whole, search_text, searches
+from recplug.plugins.settings import idle
 
 # Of RecBole's own keys, where the model has them.
 HOST: Mapping[str, Search] = {
@@ -85,7 +86,7 @@ def space(model: str, plugins: Sequence[str], words: Iterable[str] = (), *, fixe
     Raises:
         RecplugError: for a key that there is not, and values that it does not take.
     """
-    everything = _declared(model, plugins, host, HOST)
+    everything = _declared(model, plugins, host, HOST, fixed)
     asked = _parse(words)
     names = list(
         dict.fromkeys(name for key in (asked or {ALL: None}) for name in ([*everything] if key == ALL else [key]))
@@ -107,16 +108,26 @@ def space(model: str, plugins: Sequence[str], words: Iterable[str] = (), *, fixe
 
 
 def _declared(
-    model: str, plugins: Sequence[str], host: Mapping[str, Any], table: Mapping[str, Search]
+    model: str,
+    plugins: Sequence[str],
+    host: Mapping[str, Any],
+    table: Mapping[str, Search],
+    fixed: Mapping[str, Any] | None = None,
 ) -> dict[str, Dimension]:
-    """What plugins declare, and what ``table`` has of this model."""
+    """What plugins declare and would read at the fixed settings, and what ``table`` has of this model.
+
+    A setting whose condition another searched setting decides is searched too.
+    """
     from recplug.adapters.recbole.config.host_config import known_keys
     from recplug.plugins.registry import get
 
     found = {}
     for name in plugins:
         fields = get(name).settings.model_fields
+        unread = _unread(name, fixed)
         for setting, search in searches(get(name).settings).items():
+            if setting in unread:
+                continue
             default = fields[setting].get_default(call_default_factory=True)
             found[f"{name}.{setting}"] = Dimension(
                 f"{name}.{setting}", search, is_whole(fields[setting].annotation), default
@@ -126,6 +137,18 @@ def _declared(
         if key in known and host.get(key) is not None:
             found[key] = Dimension(key, search, isinstance(host[key], int), host[key])
     return found
+
+
+def _unread(plugin: str, fixed: Mapping[str, Any] | None) -> set[str]:
+    """Settings that nothing reads, whatever the searched ones say; none where ``fixed`` is None."""
+    from recplug.plugins.presets import settings_of
+    from recplug.plugins.registry import get
+
+    if fixed is None:
+        return set()
+    given = {key.partition(".")[2]: value for key, value in fixed.items() if key.startswith(f"{plugin}.")}
+    searched = searches(get(plugin).settings).keys() - given.keys()
+    return set(idle(settings_of(get(plugin), given), free=searched))
 
 
 def _dimension(
@@ -170,8 +193,8 @@ def _whole(given: Search, default: Any) -> bool:
 
 def _check(dimension: Dimension, plugin: str, setting: str, check: Callable[[str, Any], None]) -> None:
     """Try what can be drawn: every choice, and both ends of a range."""
+    from recplug.plugins.presets import settings_of
     from recplug.plugins.registry import get
-    from recplug.plugins.settings import parse_settings
 
     search = dimension.search
     values = [search.low, search.high] if isinstance(search, Range) else list(search)
@@ -181,7 +204,7 @@ def _check(dimension: Dimension, plugin: str, setting: str, check: Callable[[str
         if dimension.whole and isinstance(value, float) and not value.is_integer():
             raise RecplugError(f"--space {dimension.key}: {value} is no whole number, as {dimension.key} is")
         if plugin:
-            parse_settings(plugin, get(plugin).settings, {setting: value})
+            settings_of(get(plugin), {setting: value})
         else:
             check(dimension.key, value)
 

@@ -15,7 +15,8 @@ from recplug.plugins.contract import Context, Modality, Plugin, Side
 from recplug.plugins.errors import RecplugError
 from recplug.plugins.factors import Factor, FactorProfiles
 from recplug.plugins.nn.propagation import lightgcn
-from recplug.plugins.settings import PluginSettings, parse_settings
+from recplug.plugins.presets import settings_of
+from recplug.plugins.settings import PluginSettings
 from recplug.plugins.step import Batch
 from recplug.plugins.testing.domains import ToySource
 from recplug.plugins.testing.host import ToyHost
@@ -139,9 +140,7 @@ class Case:
     def at_identity(self) -> Case:
         """The same case at the settings at which the plugin adds nothing; a second domain would add its own loss."""
         values = {**self.settings.model_dump(exclude_unset=True), **self.plugin.identity}
-        return replace(
-            self, settings=parse_settings(self.plugin.name, self.plugin.settings, values), second_domain=False
-        )
+        return replace(self, settings=settings_of(self.plugin, values), second_domain=False)
 
 
 def _context(
@@ -196,7 +195,7 @@ def cases(plugin: Plugin, settings: Mapping[str, Any] | None = None, hosts: Iter
     Raises:
         RecplugError: if a setting is wrong, or the toys cannot offer what the plugin requires.
     """
-    parsed = parse_settings(plugin.name, plugin.settings, settings or {})
+    parsed = settings_of(plugin, settings or {})
     needs = plugin.requirements(parsed)
     toys = [(Case(plugin, parsed, host), Case(plugin, parsed, host).backbone()) for host in hosts]
     toys = [(case, toy) for case, toy in toys if toy.family in needs.families]

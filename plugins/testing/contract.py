@@ -34,6 +34,7 @@ from recplug.plugins.testing.graphs import check_without_interactions as check_w
 from recplug.plugins.testing.leaks import check_no_future as check_no_future
 from recplug.plugins.testing.leaks import check_no_target as check_no_target
 from recplug.plugins.testing.losses import check_no_losses as check_no_losses
+from recplug.plugins.testing.mechanisms import check_mechanisms
 from recplug.plugins.testing.rules import CHECKS, BrokenContract, require, rule
 from recplug.plugins.testing.scores import check_pairs as check_pairs
 from recplug.plugins.testing.scores import check_training_pairs as check_training_pairs
@@ -45,7 +46,7 @@ from recplug.plugins.testing.toys import HOSTS
 def check_plugin(
     plugin: Plugin, settings: Mapping[str, Any] | None = None, hosts: Iterable[str] = tuple(HOSTS)
 ) -> None:
-    """Run every check on every toy backbone that the plugin fits.
+    """Run every check on every toy backbone that the plugin fits; at the defaults, its mechanisms' too.
 
     Args:
         plugin: the plugin.
@@ -63,6 +64,11 @@ def check_plugin(
                 check(case)
             except BrokenContract as error:
                 broken.append(str(error))
+    if not settings:
+        try:
+            check_mechanisms(plugin, hosts)
+        except BrokenContract as error:
+            broken.append(str(error))
     if broken:
         raise BrokenContract("\n".join(broken))
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from recplug.plugins.settings import loss_weights, parse_settings
+from recplug.plugins.presets import settings_of
+from recplug.plugins.settings import loss_weights
 from recplug.plugins.testing.case import Case, step_loss
 from recplug.plugins.testing.rules import require, rule
 
@@ -16,7 +17,7 @@ def check_no_losses(case: Case) -> None:
     if not weights:
         return  # nothing is declared: comparisons leave this control out
     values = {**case.settings.model_dump(exclude_unset=True), **weights}
-    without = replace(case, settings=parse_settings(plugin.name, plugin.settings, values), second_domain=False)
+    without = replace(case, settings=settings_of(plugin, values), second_domain=False)
     host, batch = without.build(), without.batch()
     step_loss(host.train(), batch)
     left = {name: value for name, value in host.chain.read_parts().items() if value != 0}

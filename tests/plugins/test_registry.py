@@ -110,7 +110,7 @@ def test_an_unknown_plugin_names_the_nearest(install):
         (Package(lambda: plugin("dataset")), ["reserved"]),
         (Package(lambda: plugin("items")), ["reserved"]),
         (Package(lambda: plugin("training")), ["reserved"]),
-        (Package(lambda: plugin("mine", scael=0.0)), ["identity settings it does not have", "scael"]),
+        (Package(lambda: plugin("mine", scael=0.0)), ["its identity names settings that it does not have", "scael"]),
     ],
 )
 def test_a_broken_package_is_told_in_one_line(install, package, words):

@@ -8,11 +8,13 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from recplug.adapters.compare.cells.status import Outcome
-from recplug.adapters.compare.controls import OF_THEIR_OWN, applies, overrides
-from recplug.adapters.compare.spec import Asked
+from recplug.adapters.compare.controls import CONTROLS, OF_THEIR_OWN, applies, overrides
+from recplug.adapters.compare.spec import Asked, written
 from recplug.adapters.report.run_contents import lower_is_better
+from recplug.plugins.registry import parse_names
 
 NOTHING_TO_MATCH = "the plugins have no parameters of their own"  # why there is no control mlp
 Choice = tuple[tuple[str, str], ...]  # (key, value) of the grid, sorted by key
@@ -26,7 +28,7 @@ class Cell:
         dataset, model, seed: as they are named.
         plugins: whose cell it is; empty for the bare backbone.
         choice: of the grid.
-        control: one of the controls of these plugins, or empty.
+        control: one of the controls or named variants of these plugins, or empty.
         parameters: for the control ``mlp``, how many it has to have.
     """
 
@@ -56,8 +58,10 @@ class Cell:
         """Of ``run_recbole``, but for folders and what all cells have in common."""
         trained = ("mlp",) if self.control == "mlp" else self.plugins
         own = dict(self.choice)
-        if self.control:
+        if self.control in CONTROLS:
             own |= overrides(self.control, self.plugins, self.parameters)
+        if "plugin" in own:  # of a named variant
+            trained = tuple(parse_names(own.pop("plugin")))
         words = [f"--model={self.model}", f"--dataset={self.dataset}", f"--seed={self.seed}"]
         words += [f"--plugin={','.join(trained)}"] if trained else []
         return [*words, *(f"--{key}={value}" for key, value in own.items())]
@@ -143,7 +147,9 @@ def rows(asked: Asked, outcomes: Outcomes) -> Iterator[tuple[list[Variant], Vari
         variants = candidates(asked, dataset, model, plugins)
         best = chosen(variants, outcomes)
         names = [name for name in asked.controls if applies(name, plugins, model)]
-        yield variants, best, [_control(asked, name, variants[0], best, outcomes) for name in names]
+        others = [_control(asked, name, variants[0], best, outcomes) for name in names]
+        others += [_named(asked, name, each, variants[0], best) for name, each in asked.named(plugins).items()]
+        yield variants, best, others
 
 
 def _control(asked: Asked, name: str, first: Variant, best: Variant | None, outcomes: Outcomes) -> Variant:
@@ -171,6 +177,16 @@ def _control(asked: Asked, name: str, first: Variant, best: Variant | None, outc
 def _of_backbone(choice: Choice) -> Choice:
     """The backbone's settings and the content, but not those of plugins."""
     return tuple((key, value) for key, value in choice if "." not in key or key.startswith("features."))
+
+
+def _named(asked: Asked, name: str, changes: Mapping[str, Any], first: Variant, best: Variant | None) -> Variant:
+    """A named variant: what validation chose, with some of it changed."""
+    about = (first.dataset, first.model, first.plugins, name)
+    if best is None:
+        return Variant(*about, (), (), "waits until what it is a variant of has been chosen")
+    choice = tuple(sorted({**dict(best.choice), **{key: written(value) for key, value in changes.items()}}.items()))
+    cells = tuple(Cell(*about[:3], choice, seed, name) for seed in range(1, asked.seeds + 1))
+    return Variant(*about, choice, cells)
 
 
 def ready(asked: Asked, outcomes: Outcomes) -> list[Cell]:

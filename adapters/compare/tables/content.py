@@ -83,6 +83,8 @@ def notes(comparison: Numbers) -> list[str]:
             f"plugins alone, of {several}. Controls have the settings of what they control."
         )
     found += [f"{name}: {EXPLAINED[name]}." for name in asked.controls]
+    named = {name: changes for plugins in asked.plugins for name, changes in asked.named(plugins).items()}
+    found += [f"{name}: {', '.join(f'{k}={v}' for k, v in changes.items())}." for name, changes in named.items()]
     return found
 
 

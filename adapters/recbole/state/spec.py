@@ -21,6 +21,7 @@ from recplug.adapters.recbole.domains.source_domain import Domain, is_host_row, 
 from recplug.adapters.recbole.state.previous_run import Before
 from recplug.adapters.recbole.state.run_directory import RunDirectory
 from recplug.plugins.errors import RecplugError
+from recplug.plugins.presets import expand
 from recplug.plugins.registry import GROUP, get
 
 # What RecBole works out for itself, and does not take as a value.
@@ -61,7 +62,7 @@ class Asked:
         self.values, self.folder, self.files, self.directory = values, folder, files, directory
 
     def _configure(self) -> Any:
-        overrides = {**self.values, "checkpoint_dir": str(self.directory.path)}
+        overrides = {**self.preset_values(), **self.values, "checkpoint_dir": str(self.directory.path)}
         overrides.setdefault("show_progress", sys.stderr.isatty())
         overrides |= processes.values_here()
         if self.folder is not None:
@@ -78,8 +79,28 @@ class Asked:
                 config[key] = str(Path(str(config[key])).expanduser().absolute())
         config["features"] = {**_merged(self.files, "features"), **(self.values.get("features") or {})}
         for name in self.names:
-            config[name] = {**_merged(self.files, name), **self.given.get(name, {})}
+            config[name] = self.plugin_values(name)
         return config
+
+    def plugin_values(self, name: str) -> dict[str, Any]:
+        """What files, and then the command line, say of one plugin."""
+        return {**_merged(self.files, name), **self.given.get(name, {})}
+
+    def preset_values(self) -> dict[str, Any]:
+        """The backbone's and the trainer's values that the plugins' presets carry, where the user gives none.
+
+        Raises:
+            RecplugError: where two presets want different values.
+        """
+        found: dict[str, Any] = {}
+        for name in self.names:
+            _, host = expand(get(name), self.plugin_values(name))
+            for key, value in host.items():
+                if found.get(key, value) != value:
+                    raise RecplugError(f"the presets in use want {key} {found[key]} and {value}; give --{key} yourself")
+                if not self._is_given(key):
+                    found[key] = value
+        return found
 
     def _write_config(self, config: Any, ours: tuple[str, ...] = ()) -> None:
         """Every value and its origin, such that the file repeats the run: without what RecBole derives.
@@ -104,6 +125,9 @@ class Asked:
         for name, settings in resolved.items():
             values[name] = settings.model_dump()
             origins |= {f"{name}.{key}": "default" for key in values[name]}
+            if (preset := self.plugin_values(name).get("preset")) is not None:
+                changed, _ = expand(get(name), {"preset": preset})
+                origins |= {f"{name}.{key}": f"preset {preset}" for key in changed}
             for file, found in self.files.items():
                 origins |= {f"{name}.{key}": file.name for key in _merged({file: found}, name)}
             origins |= {f"{name}.{key}": "given" for key in self.given.get(name, {})}
@@ -113,6 +137,7 @@ class Asked:
         origins = dict.fromkeys(KEYS, "recplug")
         for file, settings in self.files.items():
             origins |= {key: file.name for key in settings if key in resolved}
+        origins |= dict.fromkeys(self.preset_values(), "preset")
         origins |= dict.fromkeys(self.values, "given")
         origins |= dict.fromkeys(("data_path", "dataset", "model"), "the run")
         return origins

@@ -32,6 +32,7 @@ from recplug.adapters.recbole.train.callbacks import after_validation, log_file,
 from recplug.adapters.recbole.train.target_ranks import ranks_everything, target_ranks, write_ranks
 from recplug.plugins.errors import RecplugError
 from recplug.plugins.registry import get, manager
+from recplug.plugins.settings import idle
 
 log = logging.getLogger("recplug")
 
@@ -173,6 +174,7 @@ class Job(Asked):
             model.recplug_speed(),
             config["device"],
         )
+        self._tell_presets(model)
         self.result |= {
             "seed": config["seed"],
             "processes": processes.how_many(),
@@ -224,6 +226,18 @@ class Job(Asked):
         if processes.is_first():
             leave(model, self.directory, self.result)
         return model
+
+    def _tell_presets(self, model: Any) -> None:
+        """A line for whatever a preset has set, and for each given setting that nothing reads."""
+        for key, value in self.preset_values().items():
+            log.info("preset: %s %s, where nothing else was given", key, value)
+        for name, settings in model.recplug_resolved.items():
+            given = self.plugin_values(name)
+            if "preset" in given:
+                log.info("%s: preset %s", name, given["preset"])
+            for key, condition in idle(settings, family=model.recplug_host.family).items():
+                if key in given:
+                    log.info("note: %s.%s is not read; it acts where %s", name, key, condition)
 
     def _validated(self, config: Any, score: float, best: dict[str, float]) -> None:
         """Note how far training has come."""

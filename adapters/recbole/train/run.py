@@ -107,7 +107,7 @@ def run(
     if baseline:
         below = RunDirectory.create(directory.path / "baseline")  # by which a resumed run knows that it was asked for
         job.rehearse()
-        bare_values = {**values, **bare_speed(host, [*files.values(), values])}
+        bare_values = {**job.preset_values(), **values, **bare_speed(host, [*files.values(), values])}
         log.info("first the bare backbone, with the same budget and seed")
         bare = _finish(Job(host, dataset, [], {}, bare_values, folder, files, below, (table, users), test=test))
     return _finish(job, bare)

@@ -216,6 +216,12 @@ def clusters_without_faiss():
 
 
 @pytest.fixture(scope="session")
+def small():
+    """RecBole's keys for a training of seconds."""
+    return copy.deepcopy(SMALL)
+
+
+@pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """The folder that holds ``tiny/tiny.inter``, item and knowledge files, two feature tables and factor profiles."""
     root = tmp_path_factory.mktemp("data")
