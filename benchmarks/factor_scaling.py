@@ -52,7 +52,7 @@ def group_means(labels: torch.Tensor) -> Callable:
     factors = tuple(Factor(f"factor {k}", tuple(f"value {v}" for v in range(VALUES))) for k in range(FACTORS))
     items = torch.arange(1, n).repeat_interleave(FACTORS)
     values = (labels + VALUES * torch.arange(FACTORS)).reshape(-1)
-    groups = Groups.of(FactorProfiles(factors, items, values, n), n_rows=n)
+    groups = Groups(FactorProfiles(factors, items, values, n), n_rows=n)
     return lambda x, weights: groups.mix(groups.means(x), weights)
 
 

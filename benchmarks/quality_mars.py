@@ -40,12 +40,12 @@ VARIANTS: dict[str, Variant] = {
     "factors alone": (["mars"], {"mars.structure": "none"}),
     "factors alone, free vectors": (["mars"], {"mars.structure": "none", "mars.pool": "free"}),
     "factors alone, shuffled profiles": (["mars"], {"mars.structure": "none", "factor_control": "shuffled"}),
-    "MARS, paper_mmrec": (["mars"], {"mars.preset": "paper_mmrec"}),
-    "MARS, paper_literal": (["mars"], {"mars.preset": "paper_literal"}),
+    "MARS, mmrec": (["mars"], {"mars.preset": "mmrec"}),
+    "MARS, paper": (["mars"], {"mars.preset": "paper"}),
     "semantic head alone": (["mars"], {"mars.pool": "none", "mars.structure": "none", "mars.lambda_semantic": 1e-2}),
     "MARS, no semantic loss": (["mars"], {"mars.lambda_semantic": 0.0}),
-    "MARS, content in X": (["mars"], {"mars.x": "ids_content"}),
-    "MARS, content in X, no views": (["mars"], {"mars.x": "ids_content", "mars.lambda_view": 0.0}),
+    "MARS, content in X": (["mars"], {"mars.x": "ids_content", "mars.views": "auto"}),
+    "MARS, content in X, no views": (["mars"], {"mars.x": "ids_content"}),
 }
 FIRST = ("bare", "MARS")
 CONTROLS = ("MARS, structure alone", "MARS, free vectors", "MARS, shuffled profiles", "MARS, random groups")

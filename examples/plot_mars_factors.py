@@ -9,7 +9,7 @@ comparison.
 
 The same from the command line::
 
-    run_recbole --model SASRec --plugin mars --mars.x=ids_content --epochs 10
+    run_recbole --model SASRec --plugin mars --mars.x=ids_content --mars.views=auto --epochs 10
 """
 
 # %%
@@ -54,10 +54,10 @@ plt.show()
 # Train
 # -----
 # ``mars.x`` is what groups average: the backbone's rows alone by default, here these and projected content, so that
-# there are several views of an item to compare.
+# there are several views of an item for the view loss, which is off by default, to compare.
 
 folder = Path(tempfile.mkdtemp()) / "mars"
-settings = {"epochs": 10, "show_progress": False, "mars": {"x": "ids_content"}}
+settings = {"epochs": 10, "show_progress": False, "mars": {"x": "ids_content", "views": "auto"}}
 result = run("SASRec", "amazon-scientific", "mars", settings, output_dir=folder)
 for metric, value in result.test_result.items():
     print(f"{metric:<12}{value:.4f}")
@@ -87,9 +87,9 @@ plt.show()
 # %%
 # Whom the gate hears
 # -------------------
-# Every item weighs the structural graph (items that look or read alike) and its factors; the weights of what it knows
-# add up to 1. An even gate, which is where it starts, would give structure about a seventh, and a factor that share of
-# the items that know it. What is above that was learned, what is below too.
+# Every item weighs its factors; the weights of those that it knows add up to ``factor_weight``, 0.3, beside the weight
+# 1 of the structural graph (items that look or read alike). An even gate, which is where it starts, gives each factor
+# that an item knows the same share. What is above that was learned, what is below too.
 
 
 def show(name: str) -> None:
@@ -106,9 +106,8 @@ show("gate")
 # %%
 # How loud each branch is
 # -----------------------
-# Lengths, relative to the backbone's item: a branch as the gate weighs it, the trained scale that starts at 0, and what
-# is really added to the item. Structure is a mean over ten items and stays long; means of large groups are short. After
-# ten epochs what is added is about as long as the item itself.
+# Lengths, relative to the backbone's item, of each branch as the gate weighs it. Structure is a mean over ten items and
+# stays long; means of large groups are short.
 
 show("branches")
 
@@ -121,15 +120,6 @@ show("branches")
 # about items, and the backbone's row is where nothing can leak.
 
 show("probe")
-
-# %%
-# Items by the values of a factor
-# -------------------------------
-# The factor that separates the scored items best, in the backbone's rows, in the scored ones, and under shuffled
-# profiles. What is apart in the last picture too, the graph has put apart. That values lie apart in the middle one is
-# what the module does; whether it helps is a question for the ranking, and for controls.
-
-show("map")
 
 # %%
 # Views of one item
@@ -151,9 +141,9 @@ from recplug.plugins.mars.groups import Groups
 n, values = 16, 3  # row 0 is padding
 label = torch.arange(1, n) % values
 profiles = FactorProfiles((Factor("material", ("steel", "wood", "paper")),), torch.arange(1, n), label, n)
-groups = Groups.of(profiles, n_rows=n)
+groups = Groups(profiles, n_rows=n)
 x = torch.randn(n, 4, generator=torch.Generator().manual_seed(0))
-fast = groups.mix(groups.means(x), torch.ones(n, 1))[1:]  # [15, 4]
+fast = groups.mix(groups.heard(x), torch.ones(n, 1))[1:]  # [15, 4]
 equal = (label.unsqueeze(0) == label.unsqueeze(1)).float()  # [15, 15]
 half = equal.sum(dim=1).rsqrt()
 slow = (half.unsqueeze(1) * equal * half) @ x[1:]  # D^-1/2 A D^-1/2 X

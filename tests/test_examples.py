@@ -55,7 +55,7 @@ def test_own_recbole_model(example, shown, tmp_path):
 @pytest.mark.slow
 def test_plot_mars_factors(example, shown):
     out = example("plot_mars_factors.py")
-    assert len(shown) == 7  # the factors, losses, and five pictures of the run
+    assert len(shown) == 6  # the factors, losses, and four pictures of the run
     assert 0 < float(re.search(r"^ndcg@10 +([\d.]+)", out, re.MULTILINE).group(1)) < 1
     assert float(re.search(r"largest difference: (\S+)", out).group(1)) < 1e-6
 

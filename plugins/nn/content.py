@@ -77,13 +77,17 @@ def directions(modality: Modality, width: int) -> Tensor | None:
     return torch.linalg.eigh(rows.T @ rows).eigenvectors[:, -width:].float()
 
 
-def principal(modality: Modality, n_rows: int, width: int, along: Tensor | None = None) -> Tensor:
-    """Content rows at unit length, ``[n_rows, c]``, c the smaller of ``width`` and their own width.
+def principal(modality: Modality, n_rows: int, width: int | None, *, unit: bool = True) -> Tensor:
+    """Content rows ``[n_rows, c]``, zero where there is no vector.
 
-    Wider vectors are projected on ``along``, or else on their :func:`directions`.
+    Args:
+        modality: the content.
+        n_rows: rows of the result; those past the content's are zero.
+        width: principal components kept of wider vectors (:func:`directions`); None: vectors stay as wide as they are.
+        unit: whether vectors are brought to unit length first.
     """
-    rows = _unit_rows(modality)
-    along = directions(modality, width) if along is None else along
+    rows = _unit_rows(modality) if unit else modality.values.float().masked_fill(~modality.present.unsqueeze(1), 0.0)
+    along = None if width is None else directions(modality, width)
     if along is not None:
         rows = (rows.double() @ along.double()).float()
     return F.pad(rows, (0, 0, 0, n_rows - len(rows)))

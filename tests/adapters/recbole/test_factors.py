@@ -78,7 +78,7 @@ def test_a_run_says_which_factors_and_which_control_it_had(tiny, tmp_path):
         assert ("control: factor profiles are" in (result.directory / "run.log").read_text()) == (control is not None)
     assert len(set(losses)) == 3
     pictures = {path.name for path in (results[None].directory / "diagnostics").glob("mars.*.png")}
-    assert {"mars.gate.png", "mars.variance.png"} <= pictures
+    assert {"mars.gate.png", "mars.branches.png"} <= pictures
     with np.load(results[None].directory / "diagnostics" / "mars.npz") as arrays:
         assert all(np.isfinite(arrays[name]).any() for name in arrays.files)
 

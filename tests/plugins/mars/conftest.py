@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from recplug.plugins import get
+from recplug.plugins.nn.content import directions
 from recplug.plugins.settings import parse_settings
 from recplug.plugins.testing.case import Case
 
@@ -38,15 +39,16 @@ def held(profiles, k, item):
 
 def slow_x(toy, ids):
     """X, row by row, and its blocks (ids first), in float64."""
-    content = toy.mars.fusion.content
-    blocks = [ids.double()]
+    content, settings = toy.mars.fusion.content, toy.mars.settings
+    blocks = [ids.double() if content.of_ids is None else ids.double() @ content.of_ids.weight.double().T]
     for index, name in enumerate(content.names):
         modality = toy.case.modalities()[name]
+        along = None if settings.content_width is None else directions(modality, settings.content_width)
         block = torch.zeros_like(blocks[0])
         for item in range(len(modality.values)):
             if modality.present[item]:
-                vector = F.normalize(modality.values[item].double(), dim=0)
-                along = content.along[index]
+                vector = modality.values[item].double()
+                vector = vector if settings.content_scale is None else F.normalize(vector, dim=0)
                 vector = vector if along is None else vector @ along.double()
                 block[item] = content.project[index].weight.double() @ vector
         blocks.append(block)
@@ -63,21 +65,15 @@ def slow_branches(toy, x, item):
         for near, weight in enumerate(fusion.structure.dense()[item].tolist()):
             found[0] += weight * x[near]
             have[0] |= weight > 0
-    warm = set(toy.edges[1].tolist())
     for k, factor in enumerate(profiles.factors):
         means = []
         for value in held(profiles, k, item):
             if settings.other == "isolate" and factor.other is not None and value == profiles.offsets[k] + factor.other:
                 continue
             group = [i for i in range(profiles.n_items) if value in held(profiles, k, i)]
-            if settings.contributors == "warm":
-                group = [i for i in group if i in warm]
             loud = len(group) ** 0.5 if settings.strength == "root" else 1.0
-            if not settings.self_loop:
-                group = [i for i in group if i != item]
-            if group:
-                free = None if fusion.free is None else fusion.free[value].double()
-                means.append(loud * x[group].mean(dim=0) if free is None else free)
+            free = None if fusion.free is None else fusion.free[value].double()
+            means.append(loud * x[group].mean(dim=0) if free is None else free)
         if means and settings.pool != "none":
             found[k + 1] = torch.stack(means).mean(dim=0)
             have[k + 1] = True
@@ -87,7 +83,7 @@ def slow_branches(toy, x, item):
 def slow_weights(toy, x, have):
     """The gate of one item ``[K + 1]``."""
     gate, beside = toy.mars.fusion.gate, []
-    if toy.mars.settings.gate_over == "factors":
+    if toy.mars.settings.factor_weight is not None:
         beside, have = [have[:1].double()], have[1:]
     logits = torch.zeros(len(have), dtype=torch.float64) if gate.weight is None else gate.weight.double() @ x
     powers = torch.stack([torch.exp(logit) * there for logit, there in zip(logits, have, strict=True)])
@@ -97,20 +93,16 @@ def slow_weights(toy, x, have):
 
 @torch.no_grad()
 def slow(toy, ids):
-    """Everything, item by item: X, branches ``[n, K + 1, d]``, weights, H, and what is added (R, or H)."""
+    """Everything, item by item: X, branches ``[n, K + 1, d]``, weights and H."""
     x, blocks = slow_x(toy, ids)
-    fusion = toy.mars.fusion
-    read = sum(blocks[1:]) if fusion.by_content else x
     branches, weights = [], []
     for item in range(len(x)):
         found, have = slow_branches(toy, x, item)
         branches.append(found)
-        weights.append(slow_weights(toy, read[item], have))
+        weights.append(slow_weights(toy, x[item], have))
     branches, weights = torch.stack(branches), torch.stack(weights)
-    h = torch.einsum("ik,ikd->id", weights, branches)
-    scale = None if fusion.scale is None else fusion.rate * fusion.scale.double()
-    added = h if scale is None else torch.einsum("ik,ikd,kd->id", weights, branches, scale)
-    return SimpleNamespace(x=x, blocks=blocks, branches=branches, weights=weights, h=h, added=added)
+    h = x if toy.mars.settings.h == "x" else torch.einsum("ik,ikd->id", weights, branches)
+    return SimpleNamespace(x=x, blocks=blocks, branches=branches, weights=weights, h=h)
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,12 @@
-"""H, and what is added of it, against slow loops over items, factors, values and neighbours."""
+"""X, the gate and H against slow loops over items, factors, values and neighbours."""
 
 import pytest
 import torch
 
+from recplug.plugins import get
 from recplug.plugins.contract import Modality
-from recplug.plugins.errors import RecplugError
 from recplug.plugins.factors import Factor, FactorProfiles
-from recplug.plugins.mars.fusion import Gate, total
+from recplug.plugins.mars.fusion import Gate
 from recplug.plugins.testing.case import N_ITEMS
 
 HOSTS = ["graph-bpr", "mask-ce", "nodes-bpr"]
@@ -27,85 +27,70 @@ def close(found, truth, **tolerance):
     torch.testing.assert_close(found.double(), truth, **({"rtol": 1e-4, "atol": 1e-5} | tolerance))
 
 
-@pytest.mark.parametrize("x", ["ids", "ids_content"])
-@pytest.mark.parametrize("join", ["residual", "add"])
-@pytest.mark.parametrize("self_loop", [True, False])
-@pytest.mark.parametrize("pool", ["group", "free", "none"])
-@torch.no_grad()
-def test_h_is_a_slow_loop_over_items_factors_and_neighbours(mars, pool, self_loop, join, x):
-    """The toy items have several values, 'other', one value, none; with and without content and neighbours."""
-    toy = mars.make(pool=pool, self_loop=self_loop, join=join, x=x, neighbours=3)
-    ids = ids_of(toy)
-    truth = mars.slow(toy, ids)
-    added, weights = fast(toy, ids)
-    close(added, truth.added)
-    close(weights, truth.weights)
-    at, _ = fast(toy, ids, ROWS)
-    close(at, truth.added[ROWS])
-    every = torch.arange(len(ids))
-    pooled = toy.mars.fusion.pool(ids)
-    close(toy.mars.fusion.mean(total(toy.mars.fusion.blocks(pooled, every)), weights, every), truth.h)
-
-
 @pytest.mark.parametrize(
     "values",
     [
+        {},
+        {"pool": "free"},
+        {"pool": "none"},
         {"other": "group"},
-        {"contributors": "warm"},
-        {"contributors": "warm", "self_loop": False},
         {"structure": "none"},
         {"structure": "cooccurrence"},
-        {"structure": "knn_cooccurrence", "neighbours": 4},
         {"gate": "uniform"},
-        {"gate_over": "all"},
-        {"gate_over": "all", "gate": "uniform"},
-        {"gate_over": "factors", "factor_weight": 0.7},
-        {"gate_input": "content", "x": "ids_content"},
-        {"gate_input": "content", "gate": "uniform", "x": "ids_content"},
-        {"gate_input": "content", "gate_over": "all", "x": "ids_content"},
-        {"strength": "root", "self_loop": False},
-        {"strength": "mean", "contributors": "warm"},
+        {"factor_weight": None},
+        {"factor_weight": None, "gate": "uniform"},
+        {"factor_weight": 0.7},
+        {"strength": "root"},
         {"strength": "root", "pool": "free"},
-        {"join": "residual", "residual_rate": 3.0},
-        {"modalities": (), "x": "ids_content"},
-        {"modalities": ("text",), "content_width": 3, "x": "ids_content"},
-        {"content_width": 4, "pool": "free", "x": "ids_content"},
+        {"strength": "root", "x": "ids_content"},
+        {"x": "ids_content", "neighbours": 3},
+        {"x": "ids_content", "pool": "none"},
+        {"x": "ids_content", "modalities": ()},
+        {"x": "ids_content", "modalities": ("text",), "content_width": 3},
+        {"x": "ids_content", "content_width": 4, "pool": "free"},
+        {"x": "ids_content", "content_width": None, "content_scale": None},
+        {"x": "ids_content", "content_width": 4, "content_scale": None},
+        {"h": "x"},
+        {"h": "x", "x": "ids_content", "content_scale": None},
+        dict(get("mars").presets["paper"].settings),
     ],
     ids=str,
 )
 @pytest.mark.parametrize("host", HOSTS)
 @torch.no_grad()
-def test_every_choice_is_the_slow_loop_s(mars, host, values):
+def test_h_is_a_slow_loop_over_items_factors_values_and_neighbours(mars, host, values):
+    """The toy items have several values, 'other', one value, none; with and without content and neighbours."""
     toy = mars.make(host, **values)
     ids = ids_of(toy)
     truth = mars.slow(toy, ids)
-    added, weights = fast(toy, ids)
-    close(added, truth.added)
-    close(weights, truth.weights)
+    h, weights = fast(toy, ids)
+    close(h, truth.h)
+    if values.get("h") != "x":
+        close(weights, truth.weights)
+    close(fast(toy, ids, ROWS)[0], truth.h[ROWS])
 
 
-@pytest.mark.parametrize("over", ["factors", "all"])
+@pytest.mark.parametrize("weight", [0.3, None])
 @pytest.mark.parametrize("pool", ["group", "free"])
 @torch.no_grad()
-def test_gradients_are_the_slow_loop_s(mars, pool, over):
-    """Of the ids, the gate, the projections, the scales and the values' free vectors."""
-    toy = mars.make(pool=pool, self_loop=False, x="ids_content", join="residual", gate_over=over)
+def test_gradients_are_the_slow_loop_s(mars, pool, weight):
+    """Of the ids, the gate, the projections and the values' free vectors."""
+    toy = mars.make(pool=pool, x="ids_content", strength="root", factor_weight=weight)
     ids = ids_of(toy).requires_grad_()
     parameters = [p for p in (ids, *toy.mars.fusion.parameters()) if p.requires_grad]
     upstream = torch.randn(len(ids), toy.mars.width, generator=torch.Generator().manual_seed(5))
     with torch.enable_grad():
         mine = torch.autograd.grad(fast(toy, ids)[0], parameters, upstream)
-        theirs = torch.autograd.grad(mars.slow.__wrapped__(toy, ids).added, parameters, upstream.double())
+        theirs = torch.autograd.grad(mars.slow.__wrapped__(toy, ids).h, parameters, upstream.double())
     for one, other in zip(mine, theirs, strict=True):
         close(one, other.double(), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("over", ["factors", "all"])
-@pytest.mark.parametrize("self_loop", [True, False])
+@pytest.mark.parametrize("weight", [0.3, None])
 @pytest.mark.parametrize("pool", ["group", "free"])
 @torch.no_grad()
-def test_a_factor_that_nobody_knows_is_no_factor(mars, pool, self_loop, over):
-    values = {"pool": pool, "self_loop": self_loop, "gate_over": over, "join": "residual", "lambda_semantic": 0.0}
+def test_a_factor_that_nobody_knows_is_no_factor(mars, pool, weight):
+    values = {"pool": pool, "factor_weight": weight, "lambda_semantic": 0.0}
     toy = mars.make(**values)
     profiles = toy.case.factors()
     low, high = profiles.offsets[1:3]
@@ -121,8 +106,7 @@ def test_a_factor_that_nobody_knows_is_no_factor(mars, pool, self_loop, over):
     masked, without = mars.make(factors=unknown, **values), mars.make(factors=fewer, **values)
     state = masked.mars.fusion.state_dict()
     branches = torch.tensor([0, 1, 3])
-    state["scale"] = state["scale"][branches]
-    state["gate.weight"] = state["gate.weight"][[0, 2] if over == "factors" else branches]
+    state["gate.weight"] = state["gate.weight"][branches if weight is None else [0, 2]]
     if pool == "free":
         state["free"] = torch.cat([state["free"][:low], state["free"][high:]])
     without.mars.fusion.load_state_dict(state)
@@ -136,51 +120,32 @@ def test_a_factor_that_nobody_knows_is_no_factor(mars, pool, self_loop, over):
 @torch.no_grad()
 def test_without_any_value_there_are_the_backbone_and_the_structure(mars):
     none = FactorProfiles((Factor("colour", ("red",)),), torch.zeros(0).long(), torch.zeros(0).long(), N_ITEMS)
-    toy = mars.make(factors=none, gate="uniform", join="add", x="ids_content")
+    toy = mars.make(factors=none, gate="uniform", x="ids_content")
     ids = ids_of(toy)
     x, _ = mars.slow_x(toy, ids)
     h, weights = fast(toy, ids)
     structure = toy.mars.fusion.structure.dense().double()
     close(h, structure @ x)
     assert torch.equal(weights[:, 0], (structure.sum(dim=1) > 0).float())
-    bare = mars.make(factors=none, structure="none", join="add")
+    bare = mars.make(factors=none, structure="none")
     h, weights = fast(bare, ids)
     assert not h.any()
     assert not weights.any()
 
 
-@pytest.mark.parametrize("join", ["residual", "add", "replace"])
+@pytest.mark.parametrize("join", ["add", "replace"])
 @torch.no_grad()
 def test_the_score_is_the_sum_of_its_parts(mars, join):
-    r"""<u, e> + sum_k <u, g^k * a_k M[l_k]> + structure."""
+    r"""<u, e> + sum_k <u, a_k M[l_k]> + structure."""
     toy = mars.make(join=join, x="ids_content")
     ids = ids_of(toy)
     truth = mars.slow(toy, ids)
-    added, _ = fast(toy, ids)
-    scored = toy.mars.join(ids, added)
+    scored = toy.mars.fusion.join(ids, fast(toy, ids)[0])
     user = torch.randn(toy.mars.width, generator=torch.Generator().manual_seed(8)).double()
-    scale = torch.ones(truth.branches.shape[1:], dtype=torch.float64)
-    if join == "residual":
-        scale = toy.mars.fusion.rate * toy.mars.fusion.scale.double()
     for item in range(N_ITEMS):
-        parts = [] if join == "replace" else [float(user @ ids[item].double())]
-        for k in range(len(scale)):
-            parts.append(float(user @ (scale[k] * truth.weights[item, k] * truth.branches[item, k])))
-        assert float(user @ scored[item].double()) == pytest.approx(sum(parts), rel=1e-4, abs=1e-4)
-
-
-@pytest.mark.parametrize("length", ["l2", "layernorm"])
-@torch.no_grad()
-def test_a_length_is_h_s(mars, length):
-    toy = mars.make(join="add", length=length)
-    ids = ids_of(toy)
-    h = mars.slow(toy, ids).h
-    if length == "l2":
-        expected = h / h.norm(dim=1, keepdim=True).clamp(min=1e-12)
-    else:
-        centred = h - h.mean(dim=1, keepdim=True)
-        expected = centred / (centred.square().mean(dim=1, keepdim=True) + 1e-5).sqrt()
-    close(toy.mars.join(ids, fast(toy, ids)[0]), ids.double() + expected, rtol=1e-3, atol=1e-4)
+        own = 0.0 if join == "replace" else float(user @ ids[item].double())
+        parts = truth.weights[item] * (truth.branches[item] @ user)  # [K + 1]
+        assert float(user @ scored[item].double()) == pytest.approx(own + float(parts.sum()), rel=1e-4, abs=1e-4)
 
 
 @torch.no_grad()
@@ -212,7 +177,7 @@ def test_the_gate_is_uniform_at_the_start_and_learns_from_there():
 
 @pytest.mark.parametrize("learned", [True, False])
 def test_beside_the_factors_structure_has_its_own_weight_of_one(learned):
-    gate = Gate(width=4, branches=4, learned=learned, over="factors", share=0.5)
+    gate = Gate(width=4, branches=4, learned=learned, share=0.5)
     if learned:
         with torch.no_grad():
             gate.weight.normal_(generator=torch.Generator().manual_seed(1))
@@ -238,16 +203,10 @@ def test_the_gate_survives_large_logits_and_rows_without_branches():
     assert gate.weight.grad.isfinite().all()
 
 
-def test_a_gate_of_content_needs_content(mars):
-    with pytest.raises(RecplugError, match="gate_input"):
-        mars.make(gate_input="content", content={}, structure="none")
-
-
-@pytest.mark.parametrize("join", ["residual", "add"])
 @torch.no_grad()
-def test_autocast_keeps_averages_in_single_precision(mars, join):
+def test_autocast_keeps_averages_in_single_precision(mars):
     """Only the content's projections are rounded: without content, H is the same to the last bit."""
-    toy = mars.make(join=join, content={}, structure="cooccurrence")
+    toy = mars.make(content={}, structure="cooccurrence")
     ids = ids_of(toy)
     plain, weights = fast(toy, ids)
     with torch.autocast("cpu", dtype=torch.bfloat16):

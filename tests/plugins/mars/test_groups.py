@@ -16,10 +16,9 @@ from recplug.plugins.factors import Factor, FactorProfiles
 from recplug.plugins.mars import groups as groups_module
 from recplug.plugins.mars.groups import Groups
 
-MODES = ["mean", "hyper", "count"]
 VARIANTS = [
-    pytest.param({"multi": multi, "self_loop": loop, "other": other, "warm": warm}, id=f"{multi}-{loop}-{other}-{warm}")
-    for multi, loop, other, warm in itertools.product(MODES, [True, False], ["isolate", "group"], [False, True])
+    pytest.param({"other": other, "strength": strength}, id=f"{other}-{strength}")
+    for other, strength in itertools.product(["isolate", "group"], ["mean", "root"])
 ]
 SIZES = (4, 3, 6)
 
@@ -51,12 +50,7 @@ def random_profiles(*, n_items=17, seed=0, most=3, sizes=SIZES, other=1):
     return profiles_of(pairs, n_items=n_items, sizes=sizes, other=other)
 
 
-def warm_rows(n_rows):
-    """Every third row reads, but does not enter."""
-    return torch.arange(n_rows) % 3 != 1
-
-
-def dense(profiles, k, n_rows, *, multi, self_loop, other, warm, strength="mean"):
+def dense(profiles, k, n_rows, *, other, strength="mean"):
     """Factor k's matrix ``[n_rows, n_rows]`` in float64, entry by entry as its formula reads."""
     low, high = profiles.offsets[k], profiles.offsets[k + 1]
     outsider = low + profiles.factors[k].other if other == "isolate" and profiles.factors[k].other is not None else None
@@ -64,60 +58,40 @@ def dense(profiles, k, n_rows, *, multi, self_loop, other, warm, strength="mean"
     for item, value in zip(profiles.items.tolist(), profiles.values.tolist(), strict=True):
         if low <= value < high and value != outsider:
             held[item].add(value)
-    enters = warm_rows(n_rows).tolist() if warm else [True] * n_rows
-
-    def read(i, value):
-        """Whom row i reads under a value."""
-        return [j for j in range(n_rows) if value in held[j] and enters[j] and (self_loop or j != i)]
-
-    def loud(value):
-        """By what the mean of all who enter is multiplied."""
-        return sum(value in held[j] and enters[j] for j in range(n_rows)) ** 0.5 if strength == "root" else 1.0
-
-    values = {i: [v for v in held[i] if read(i, v)] for i in range(n_rows)}
     matrix = torch.zeros(n_rows, n_rows, dtype=torch.float64)
-    if multi == "count":
-        for i, j in itertools.product(range(n_rows), repeat=2):
-            if enters[j] and (self_loop or i != j):
-                matrix[i, j] = len(held[i] & held[j])
-        degree = matrix.sum(1).clamp(min=1)
-        heard = torch.zeros_like(matrix)
-        for i, j in itertools.product(range(n_rows), repeat=2):
-            heard[i, j] = sum(loud(v) for v in held[i] & held[j]) if matrix[i, j] else 0.0
-        return heard / (degree[:, None] * degree[None, :]).sqrt()
     for i in range(n_rows):
-        for value in values[i]:
-            group = read(i, value)
+        for value in held[i]:
+            group = [j for j in range(n_rows) if value in held[j]]
+            loud = len(group) ** 0.5 if strength == "root" else 1.0
             for j in group:
-                weight = len(values[i]) if multi == "mean" else (len(values[i]) * max(len(values[j]), 1)) ** 0.5
-                matrix[i, j] += loud(value) / len(group) / weight
+                matrix[i, j] += loud / len(group) / len(held[i])
     return matrix
-
-
-def build(profiles, n_rows, *, warm=False, **choices):
-    return Groups.of(profiles, n_rows=n_rows, contributors=warm_rows(n_rows) if warm else None, **choices)
 
 
 def draw(*shape, seed=0, dtype=torch.float64):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
+def branches(groups, table):
+    """``[n_rows, K, d]``: every factor's rows apart."""
+    k = groups.available.shape[1]
+    one = torch.eye(k, dtype=table.dtype)
+    return torch.stack([groups.mix(table, one[j].expand(groups.n_rows, k)) for j in range(k)], 1)
+
+
 def operators(groups):
     """``[K, n_rows, n_rows]``: what the groups do to the identity."""
-    one = torch.eye(groups.n_rows, dtype=torch.float64)
-    return groups.branches(groups.means(one), x=one).transpose(0, 1)
+    return branches(groups, groups.heard(torch.eye(groups.n_rows, dtype=torch.float64))).transpose(0, 1)
 
 
 # -- against the dense definition
 
 
-@pytest.mark.parametrize("strength", ["mean", "root"])
 @pytest.mark.parametrize("most", [1, 3])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_mode_is_its_dense_definition(variant, most, strength):
+def test_groups_are_their_dense_definition(variant, most):
     profiles, n_rows = random_profiles(most=most, seed=most), 19  # two rows past the items
-    variant = {**variant, "strength": strength}
-    groups = build(profiles, n_rows, **variant)
+    groups = Groups(profiles, n_rows=n_rows, **variant)
     matrices = torch.stack([dense(profiles, k, n_rows, **variant) for k in range(3)])  # [K, n_rows, n_rows]
     torch.testing.assert_close(operators(groups), matrices, rtol=0, atol=1e-12)
     assert torch.equal(groups.available, (matrices > 0).any(2).T)
@@ -126,7 +100,7 @@ def test_every_mode_is_its_dense_definition(variant, most, strength):
     rows = torch.tensor([4, 0, 4, 16, 18, 2, 9])
     for chosen in (None, rows):
         at = slice(None) if chosen is None else chosen
-        found = groups.mix(groups.means(x), weights[at], chosen, x[at])
+        found = groups.mix(groups.heard(x), weights[at], chosen)
         truth = torch.einsum("ik,kij,jd->id", weights[at], matrices[:, at], x)
         torch.testing.assert_close(found, truth, rtol=0, atol=1e-10)
         upstream = draw(*found.shape, seed=2)
@@ -139,21 +113,20 @@ def test_every_mode_is_its_dense_definition(variant, most, strength):
 def test_a_single_valued_factor_is_one_symmetrically_normalised_propagation(n_items):
     profiles = random_profiles(most=1, n_items=n_items, other=None)
     labels = profiles.labels()
-    groups = Groups.of(profiles, n_rows=n_items)
+    groups = Groups(profiles, n_rows=n_items)
     for k, operator in enumerate(operators(groups)):
         edges = (labels[:, k, None] == labels[None, :, k]) & (labels[:, k, None] >= 0)  # eq. 3
         scale = edges.double().sum(1).clamp(min=1).rsqrt()
         torch.testing.assert_close(operator, scale[:, None] * edges.double() * scale, rtol=0, atol=1e-14)  # eq. 4
 
 
-@pytest.mark.parametrize("variant", [v for v in VARIANTS if v.values[0]["other"] == "isolate"])
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_gradients_are_differences(variant):
-    groups = build(random_profiles(n_items=9, sizes=(3, 4)), 9, **variant)
+    groups = Groups(random_profiles(n_items=9, sizes=(3, 4)), n_rows=9, **variant)
     rows = torch.tensor([1, 5, 5, 0, 8, 3])
 
     def fused(x, table, weights, whole):
-        batch = groups.mix(groups.means(x), weights, rows, x[rows])
-        return batch, groups.mix(groups.means(x), whole, None, x), groups.mix_pooled(table, weights, rows)
+        return groups.mix(groups.heard(x), weights, rows), groups.mix(groups.heard(x), whole), groups.mix(table, whole)
 
     inputs = [draw(*shape, seed=s).requires_grad_() for s, shape in enumerate([(9, 2), (7, 2), (6, 2), (9, 2)])]
     assert torch.autograd.gradcheck(fused, inputs)
@@ -165,8 +138,8 @@ def test_float32_is_the_dense_one_to_a_millionth(variant):
     x, weights = draw(160, 16), draw(160, 3, seed=1).softmax(1)
     matrices = torch.stack([dense(profiles, k, 160, **variant) for k in range(3)])
     truth = torch.einsum("ik,kij,jd->id", weights, matrices, x)
-    groups = build(profiles, 160, **variant)
-    found = groups.mix(groups.means(x.float()), weights.float(), None, x.float())
+    groups = Groups(profiles, n_rows=160, **variant)
+    found = groups.mix(groups.heard(x.float()), weights.float())
     assert found.dtype == torch.float32
     assert (found.double() - truth).norm() < 1e-6 * truth.norm()
 
@@ -178,58 +151,7 @@ def test_a_sum_over_a_large_group_keeps_its_digits():
     profiles = FactorProfiles(profiles.factors, items, torch.zeros_like(items), n)
     x = torch.rand(n, 1, generator=torch.Generator().manual_seed(0))
     truth = x[1:].double().mean()
-    assert abs(Groups.of(profiles, n_rows=n).means(x)[0].double() - truth) < 1e-6 * truth
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_a_pooled_table_is_the_mean_over_the_readable_values(variant):
-    profiles, n_rows = random_profiles(), 18
-    groups = build(profiles, n_rows, **variant)
-    table, weights = draw(13, 4).requires_grad_(), draw(n_rows, 3, seed=1).requires_grad_()
-    enters = warm_rows(n_rows) if variant["warm"] else torch.ones(n_rows, dtype=torch.bool)
-    pairs = list(zip(profiles.items.tolist(), profiles.values.tolist(), strict=True))
-    truth = torch.zeros(n_rows, 4, dtype=torch.float64)
-    for item, k in itertools.product(range(n_rows), range(3)):
-        vectors = []
-        for mine, value in pairs:
-            if mine != item or profiles.factor_of[value] != k or (variant["other"] == "isolate" and value == 1):
-                continue
-            others = [j for j, v in pairs if v == value and enters[j] and (variant["self_loop"] or j != item)]
-            vectors += [table[value]] * bool(others)
-        if vectors:
-            one = torch.zeros(n_rows, dtype=torch.float64).index_fill(0, torch.tensor(item), 1.0)
-            truth = truth + one[:, None] * weights[item, k] * torch.stack(vectors).mean(0)
-    for rows in (None, torch.tensor([17, 2, 2, 3, 0])):
-        at = slice(None) if rows is None else rows
-        found = groups.mix_pooled(table, weights[at], rows)
-        torch.testing.assert_close(found, truth[at], rtol=0, atol=1e-10)
-        upstream = draw(*found.shape, seed=2)
-        mine, theirs = (
-            torch.autograd.grad(y, (table, weights), upstream, retain_graph=True) for y in (found, truth[at])
-        )
-        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-10)
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_a_scale_multiplies_each_factors_rows(variant):
-    groups = build(random_profiles(), 17, **variant)
-    rows = torch.tensor([4, 0, 4, 16, 2])
-    x, weights, scale = (draw(*shape, seed=s).requires_grad_() for s, shape in enumerate([(17, 5), (5, 3), (3, 5)]))
-    means = groups.means(x)
-    truth = torch.einsum("rk,kd,rkd->rd", weights, scale, groups.branches(means, rows, x[rows]))
-    found = groups.mix(means, weights, rows, x[rows], scale)
-    pooled = groups.mix_pooled(means, weights, rows, scale)
-    apart = sum(groups.mix_pooled(means, weights * torch.eye(3)[k], rows) * scale[k] for k in range(3))
-    for mine, theirs in ((found, truth), (pooled, apart)):
-        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
-        gradients = [
-            torch.autograd.grad(y.square().sum(), (x, weights, scale), retain_graph=True) for y in (mine, theirs)
-        ]
-        torch.testing.assert_close(*gradients, rtol=0, atol=1e-10)
-    half, wide = groups.means(x.float()), scale.float()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = groups.mix(half, weights.float(), rows, x[rows].float(), wide)
-    torch.testing.assert_close(found, truth.float())
+    assert abs(Groups(profiles, n_rows=n).means(x)[0].double() - truth) < 1e-6 * truth
 
 
 # -- identities
@@ -238,7 +160,7 @@ def test_a_scale_multiplies_each_factors_rows(variant):
 @pytest.mark.parametrize("seed", range(3))
 def test_single_valued_propagation_is_an_idempotent_projection(seed):
     profiles = random_profiles(most=1, seed=seed)
-    groups = Groups.of(profiles, n_rows=17, other="group")
+    groups = Groups(profiles, n_rows=17, other="group")
     for k, operator in enumerate(operators(groups)):
         held = profiles.values[profiles.factor_of[profiles.values] == k].unique()
         torch.testing.assert_close(operator @ operator, operator)
@@ -246,57 +168,20 @@ def test_single_valued_propagation_is_an_idempotent_projection(seed):
         assert torch.linalg.matrix_rank(operator) == len(held) == round(float(operator.trace()))
 
 
-@pytest.mark.parametrize("self_loop", [True, False])
-@pytest.mark.parametrize("warm", [False, True])
-def test_rows_of_means_add_up_to_one(self_loop, warm):
-    groups = build(random_profiles(), 19, self_loop=self_loop, warm=warm)
+def test_rows_of_means_add_up_to_one():
+    groups = Groups(random_profiles(), n_rows=19)
     sums = operators(groups).sum(2).T  # [n_rows, K]
     torch.testing.assert_close(sums, groups.available.double())
-    constant = torch.full((19, 3), 2.5, dtype=torch.float64)
-    branches = groups.branches(groups.means(constant), x=constant)
-    torch.testing.assert_close(branches, 2.5 * groups.available[:, :, None].expand(19, 3, 3).double())
 
 
-@pytest.mark.parametrize("multi", ["hyper", "count"])
-@pytest.mark.parametrize("self_loop", [True, False])
-def test_the_symmetric_modes_are_symmetric_with_largest_eigenvalue_one(multi, self_loop):
-    for operator in operators(build(random_profiles(), 17, multi=multi, self_loop=self_loop)):
-        torch.testing.assert_close(operator, operator.T)
-        assert torch.linalg.eigvalsh(operator).max() == pytest.approx(1.0, abs=1e-12)
+def test_depth_changes_nothing():
+    groups = Groups(random_profiles(most=1, n_items=60), n_rows=60)
+    one_factor = torch.tensor([1.0, 0, 0], dtype=torch.float64).expand(60, 3)
+    one = groups.mix(groups.means(draw(60, 4)), one_factor)
+    torch.testing.assert_close(groups.mix(groups.means(one), one_factor), one, rtol=0, atol=1e-13)
 
 
-def test_depth_changes_nothing_with_the_self_loop_and_something_without():
-    profiles = random_profiles(most=1, n_items=60)  # a pair without self-loops would swap, and be back after two
-    x = draw(60, 4)
-    for self_loop in (True, False):
-        groups = Groups.of(profiles, n_rows=60, self_loop=self_loop)
-        one_factor = torch.tensor([1.0, 0, 0], dtype=torch.float64).expand(60, 3)
-        layers = [x]
-        for _ in range(3):
-            layers.append(groups.mix(groups.means(layers[-1]), one_factor, None, layers[-1]))
-        assert torch.allclose(layers[1], layers[2], atol=1e-13) == self_loop
-        assert torch.allclose(layers[1], layers[3], atol=1e-13) == self_loop
-
-
-def test_without_the_self_loop_a_row_is_taken_out_of_its_mean():
-    profiles = random_profiles(most=1, other=None)
-    labels, x = profiles.labels(), draw(17, 4)
-    groups = Groups.of(profiles, n_rows=17, self_loop=False)
-    branches = groups.branches(groups.means(x), x=x)
-    means = Groups.of(profiles, n_rows=17).branches(groups.means(x))
-    alone = 0
-    for item, k in itertools.product(range(1, 17), range(3)):
-        n = int((labels[:, k] == labels[item, k]).sum())
-        if labels[item, k] < 0 or n == 1:
-            alone += labels[item, k] >= 0
-            assert not groups.available[item, k]
-            assert not branches[item, k].any()
-        else:
-            torch.testing.assert_close(branches[item, k], (n * means[item, k] - x[item]) / (n - 1))
-    assert alone
-
-
-@pytest.mark.parametrize("variant", [v for v in VARIANTS if not v.values[0]["warm"]])
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_renumbering_the_items_renumbers_the_result(variant):
     profiles = random_profiles()
     new = torch.cat([torch.zeros(1, dtype=torch.int64), 1 + torch.randperm(16)])  # row 0 stays
@@ -305,14 +190,14 @@ def test_renumbering_the_items_renumbers_the_result(variant):
     x, weights = draw(17, 4), draw(17, 3, seed=1)
     moved_x, moved_weights = torch.empty_like(x), torch.empty_like(weights)
     moved_x[new], moved_weights[new] = x, weights
-    before, after = build(profiles, 17, **variant), build(renumbered, 17, **variant)
-    found = after.mix(after.means(moved_x), moved_weights, None, moved_x)[new]
-    torch.testing.assert_close(found, before.mix(before.means(x), weights, None, x))
+    before, after = Groups(profiles, n_rows=17, **variant), Groups(renumbered, n_rows=17, **variant)
+    found = after.mix(after.heard(moved_x), moved_weights)[new]
+    torch.testing.assert_close(found, before.mix(before.heard(x), weights))
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 7])
 def test_chunks_change_nothing(monkeypatch, chunk):
-    groups = build(random_profiles(n_items=60), 60, multi="hyper")
+    groups = Groups(random_profiles(n_items=60), n_rows=60)
     rows = torch.randint(60, (40,), generator=torch.Generator().manual_seed(0))
     found = []
     for size in (chunk, 10**6):
@@ -327,15 +212,15 @@ def test_chunks_change_nothing(monkeypatch, chunk):
 def test_others_stand_alone_unless_grouped():
     pairs = [(1, 1), (2, 1), (3, 0), (4, 0), (5, 0), (5, 1)]
     profiles = profiles_of(pairs, n_items=6, sizes=(2,), other=1)
-    assert Groups.of(profiles, n_rows=6).available.squeeze(1).tolist() == [False, False, False, True, True, True]
-    grouped = Groups.of(profiles, n_rows=6, other="group")
+    assert Groups(profiles, n_rows=6).available.squeeze(1).tolist() == [False, False, False, True, True, True]
+    grouped = Groups(profiles, n_rows=6, other="group")
     assert grouped.available.squeeze(1).tolist() == [False, True, True, True, True, True]
     assert operators(grouped)[0, 1, 2] == pytest.approx(1 / 3)
-    assert operators(Groups.of(profiles, n_rows=6))[0, 5, 3] == pytest.approx(1 / 3)  # its `other` is not counted
+    assert operators(Groups(profiles, n_rows=6))[0, 5, 3] == pytest.approx(1 / 3)  # its `other` is not counted
 
 
 def test_padding_and_rows_past_the_items_neither_give_nor_take():
-    groups = Groups.of(random_profiles(), n_rows=20)
+    groups = Groups(random_profiles(), n_rows=20)
     x = draw(20, 4)
     x[[0, 17, 18, 19]] = float("nan")
     x.requires_grad_()
@@ -348,14 +233,14 @@ def test_padding_and_rows_past_the_items_neither_give_nor_take():
 
 
 def test_a_factor_without_any_value_and_profiles_without_any():
-    empty = Groups.of(profiles_of([], n_items=4), n_rows=5)
+    empty = Groups(profiles_of([], n_items=4), n_rows=5)
     x = draw(5, 3).requires_grad_()
     weights = torch.ones(5, 3, dtype=torch.float64, requires_grad=True)
     found = empty.mix(empty.means(x), weights) + empty.mix(empty.means(x), weights, torch.arange(5))
     found.sum().backward()
     for result in (empty.available, empty.means(x), found, x.grad, weights.grad):
         assert not result.any()
-    half = Groups.of(profiles_of([(1, 0), (2, 0)], n_items=4), n_rows=4)
+    half = Groups(profiles_of([(1, 0), (2, 0)], n_items=4), n_rows=4)
     assert half.available.tolist() == [[False] * 3, [True, False, False], [True, False, False], [False] * 3]
 
 
@@ -364,15 +249,15 @@ def test_a_factor_without_any_value_and_profiles_without_any():
 
 @pytest.mark.parametrize("variant", [VARIANTS[0], VARIANTS[-1]])
 def test_autocast_computes_in_float32(variant):
-    groups = build(random_profiles(), 17, **variant)
+    groups = Groups(random_profiles(), n_rows=17, **variant)
     x = draw(17, 8).bfloat16().requires_grad_()
     weights = draw(17, 3, seed=1).bfloat16().requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         means = groups.means(x)
-        found = groups.mix(means, weights, None, x)
+        found = groups.mix(means, weights)
     assert means.dtype == found.dtype == torch.float32
     assert torch.equal(means, groups.means(x.float()))
-    assert torch.equal(found, groups.mix(means, weights.float(), None, x.float()))
+    assert torch.equal(found, groups.mix(means, weights.float()))
     found.sum().backward()
     assert x.grad.dtype == weights.grad.dtype == torch.bfloat16
 
@@ -395,10 +280,9 @@ class Made(TorchDispatchMode):
 
 def train(groups, x, weights, rows):
     """Everything forward and backward, all rows and some."""
-    means = groups.means(x)
-    whole = groups.mix(means, weights, None, x)
-    some = groups.mix(means, weights[rows], rows, x[rows])
-    free = groups.mix_pooled(means.detach().requires_grad_(), weights[rows], rows)
+    table = groups.heard(x)
+    whole, some = groups.mix(table, weights), groups.mix(table, weights[rows], rows)
+    free = groups.mix(table.detach().requires_grad_(), weights[rows], rows)
     (whole.sum() + some.sum() + free.sum()).backward()
 
 
@@ -406,7 +290,7 @@ def train(groups, x, weights, rows):
 def test_no_tensor_of_items_by_factors_by_width_is_made(variant):
     n, k, d = 500, 8, 32
     profiles = random_profiles(n_items=n, sizes=(5,) * k, most=2)
-    groups = build(profiles, n, **variant)
+    groups = Groups(profiles, n_rows=n, **variant)
     x, weights = draw(n, d).requires_grad_(), draw(n, k, seed=1).requires_grad_()
     with Made() as made:
         train(groups, x, weights, torch.arange(n))
@@ -419,9 +303,8 @@ def test_no_tensor_of_items_by_factors_by_width_is_made(variant):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_nothing_is_made_elsewhere_nor_read_by_the_host(variant):
     """Meta tensors have no data: whoever reads a value or mixes in a CPU tensor fails."""
-    groups = build(random_profiles(), 17, **variant)
-    away = groups.to("meta")
-    assert away.device.type == "meta"
+    groups = Groups(random_profiles(), n_rows=17, **variant)
+    away = copy.deepcopy(groups).to("meta")
     x, weights = (torch.empty(17, w, device="meta", requires_grad=True) for w in (4, 3))
     with Made() as made:
         train(away, x, weights, torch.empty(6, dtype=torch.int64, device="meta"))
@@ -439,7 +322,7 @@ def test_memory_stays_near_that_of_the_rows():
     generator = torch.Generator().manual_seed(0)
     values = torch.randint(20, (n - 1, k), generator=generator) + 20 * torch.arange(k)
     items = torch.arange(1, n).repeat_interleave(k)
-    groups = Groups.of(
+    groups = Groups(
         FactorProfiles(profiles_of([], n_items=n, sizes=(20,) * k).factors, items, values.view(-1), n), n_rows=n
     )
     x, weights = draw(n, d, dtype=torch.float32), draw(n, k, dtype=torch.float32)
@@ -460,33 +343,29 @@ def test_memory_stays_near_that_of_the_rows():
 
 @pytest.mark.parametrize("variant", [VARIANTS[0], VARIANTS[-1]])
 def test_training_after_inference_mode(variant):
-    groups = build(random_profiles(), 17, **variant)
+    groups = Groups(random_profiles(), n_rows=17, **variant)
     x, weights = draw(17, 4).requires_grad_(), draw(17, 3).requires_grad_()
     with torch.inference_mode():
-        before = groups.mix(groups.means(x), weights, None, x)
+        before = groups.mix(groups.heard(x), weights)
     train(groups, x, weights, torch.tensor([1, 2]))
-    assert torch.equal(before, groups.mix(groups.means(x), weights, None, x))
+    assert torch.equal(before, groups.mix(groups.heard(x), weights))
 
 
 # -- the object
 
 
-def test_copies_share_it_a_pickle_equals_it_and_a_module_does_not_save_it():
-    groups = build(random_profiles(), 17, self_loop=False)
+def test_copies_and_pickles_equal_it_and_nothing_is_saved():
+    groups = Groups(random_profiles(), n_rows=17)
     x, weights = draw(17, 4), draw(17, 3)
-    truth = groups.mix(groups.means(x), weights, None, x)
-    assert copy.deepcopy(groups) is copy.copy(groups) is groups is groups.to("cpu")
-    again = pickle.loads(pickle.dumps(groups))
-    assert torch.equal(again.mix(again.means(x), weights, None, x), truth)
-    module = torch.nn.Module()
-    module.groups = groups
-    assert not module.state_dict()
-    assert not list(module.buffers())
-    assert repr(groups) == "Groups(17 rows, 3 factors, 13 values, self_loop=False)"
+    truth = groups.mix(groups.means(x), weights)
+    for again in (copy.deepcopy(groups), pickle.loads(pickle.dumps(groups))):
+        assert torch.equal(again.mix(again.means(x), weights), truth)
+    assert not groups.state_dict()
+    assert not list(groups.buffers())
 
 
 def test_a_second_derivative_is_refused():
-    groups = build(random_profiles(), 17)
+    groups = Groups(random_profiles(), n_rows=17)
     x, weights = draw(17, 4).requires_grad_(), draw(17, 3).requires_grad_()
     found = groups.mix(groups.means(x), weights).square().sum()
     (gradient,) = torch.autograd.grad(found, x, create_graph=True)
@@ -494,31 +373,14 @@ def test_a_second_derivative_is_refused():
         gradient.sum().backward()
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"n_rows": 16}, ["16 rows", "17 items"]),
-        ({"multi": "binary"}, ["'binary'", "hyper"]),
-        ({"other": "drop"}, ["'drop'", "isolate"]),
-        ({"contributors": torch.ones(5, dtype=torch.bool)}, ["[17] bool", "[5]"]),
-        ({"contributors": torch.ones(17)}, ["[17] bool", "float32"]),
-    ],
-    ids=["rows", "multi", "other", "shape", "dtype"],
-)
-def test_wrong_layouts_are_refused(change, words):
-    with pytest.raises(RecplugError) as error:
-        Groups.of(random_profiles(), **{"n_rows": 17, **change})
-    assert all(word in str(error.value) for word in words)
-
-
 def test_wrong_shapes_are_refused():
-    groups = build(random_profiles(), 17, self_loop=False)
+    groups = Groups(random_profiles(), n_rows=17)
     means, weights, rows = groups.means(draw(17, 4)), draw(17, 3), torch.tensor([1, 2])
+    with pytest.raises(RecplugError, match="16 rows are fewer than the profiles' 17 items"):
+        Groups(random_profiles(), n_rows=16)
     with pytest.raises(RecplugError, match=r"\[17, d\] rows, not \[16, 4\]"):
         groups.means(draw(16, 4))
     with pytest.raises(RecplugError, match=r"table \[13, d\] and weights \[2, 3\]"):
         groups.mix(means, weights, rows)
     with pytest.raises(RecplugError, match=r"not \[12, 4\]"):
-        groups.mix_pooled(means[1:], weights[rows], rows)
-    with pytest.raises(RecplugError, match="give x"):
-        groups.mix(means, weights)
+        groups.mix(means[1:], weights[rows], rows)

@@ -1,23 +1,26 @@
 """MARS on hosts: where it starts, what it learns first, which rows it computes, what its losses count."""
 
 import copy
+import logging
 import pickle
 
 import pytest
 import torch
 
+from recplug.plugins.contract import Modality
 from recplug.plugins.errors import RecplugError
 from recplug.plugins.factors import Factor, FactorProfiles
+from recplug.plugins.mars.clusters import clustered
+from recplug.plugins.mars.label_probe import shuffled
 from recplug.plugins.mars.module import MarsNodes, MarsTable
-from recplug.plugins.mars.probes import shuffled
 from recplug.plugins.step import Batch
 from recplug.plugins.testing import toys
 from recplug.plugins.testing.case import COLD_ITEM, N_ITEMS, step_loss
 
 TABLES = ["mean-ce", "gru-bpr", "mask-ce", "graph-bpr"]
 NODES = ["nodes-bpr", "decoder-sum"]
-OFF = {"lambda_semantic": 0.0, "lambda_view": 0.0}
-ON = {"lambda_semantic": 0.5, "lambda_view": 0.25, "x": "ids_content"}
+OFF = {"lambda_semantic": 0.0}
+ON = {"lambda_semantic": 0.5, "lambda_view": 0.25, "views": "auto", "x": "ids_content"}
 
 
 def gradients(toy, batch=None):
@@ -36,50 +39,17 @@ def parts(toy, batch=None):
 # -- the start
 
 
-@pytest.mark.parametrize(
-    "values", [{}, {"x": "ids_content", "pool": "free", "lambda_free": 0.0}, {"gate": "uniform"}], ids=str
-)
-@pytest.mark.parametrize("host", TABLES + NODES)
-def test_a_residual_starts_at_the_backbone_to_the_last_bit(mars, host, values):
-    toy = mars.make(host, moved=False, join="residual", **OFF, **values)
-    bare = toy.case.backbone()
-    torch.manual_seed(6)
-    truth = bare.train().loss(toy.batch)
-    assert torch.equal(step_loss(toy.host, toy.batch), truth)
-    assert torch.equal(toy.host.scores(toy.batch), bare.eval().scores(toy.batch).detach())
-
-
-@pytest.mark.parametrize("host", TABLES + NODES)
-def test_at_first_the_ranking_moves_the_scales_alone_and_then_everything(mars, host):
-    """The gate and the projections have a gradient of exactly zero until what they weigh is heard."""
-    toy = mars.make(host, moved=False, join="residual", **OFF, x="ids_content")
-    first = gradients(toy)
-    bare = toy.case.backbone()
-    torch.manual_seed(6)
-    bare.train().loss(toy.batch).backward()
-    for name, parameter in bare.named_parameters():
-        torch.testing.assert_close(first[f"backbone.{name}"], parameter.grad)
-    mine = {name: gradient for name, gradient in first.items() if "mars" in name}
-    assert mine["chain.plugins.mars.fusion.scale"].abs().sum(dim=1).min() > 0  # structure and every factor
-    others = [g for name, g in mine.items() if not name.endswith("fusion.scale")]
-    assert len(others) == 3  # the gate, two projections
-    assert not any(g.any() for g in others)
-    with torch.no_grad():
-        toy.mars.fusion.scale -= 0.1 * mine["chain.plugins.mars.fusion.scale"]
-    assert all(g.any() for name, g in gradients(toy).items() if "mars" in name)
-
-
 @pytest.mark.parametrize("host", ["graph-bpr", "nodes-bpr"])
 def test_the_losses_reach_shared_rows_from_the_first_step(mars, host):
     off = gradients(mars.make(host, moved=False, **OFF))["backbone.items.weight"]
-    on = gradients(mars.make(host, moved=False, lambda_semantic=0.5, lambda_view=0.0))["backbone.items.weight"]
+    on = gradients(mars.make(host, moved=False, lambda_semantic=0.5))["backbone.items.weight"]
     assert (on - off).abs().max() > 1e-4
 
 
 # -- what is scored
 
 
-@pytest.mark.parametrize("join", ["residual", "add", "replace"])
+@pytest.mark.parametrize("join", ["add", "replace"])
 @pytest.mark.parametrize("host", TABLES + NODES)
 @torch.no_grad()
 def test_scores_are_those_of_the_slow_loop(mars, host, join):
@@ -87,20 +57,20 @@ def test_scores_are_those_of_the_slow_loop(mars, host, join):
     bare = toy.case.backbone().eval()
     truth = mars.slow(toy, bare.items.weight[: len(toy.mars.fusion.available)])
     if host in TABLES:
-        rows = truth.added if join == "replace" else bare.items.weight + truth.added
+        rows = truth.h if join == "replace" else bare.items.weight + truth.h
         special = [0] if bare.mask_id is None else [0, bare.mask_id]
         rows[special] = bare.items.weight[special].double()
         bare.items.weight.copy_(rows)
         expected = bare.scores(toy.batch)
     else:
         users, items = bare()
-        items[1:] = (truth.added if join == "replace" else items + truth.added)[1:].float()
+        items[1:] = (truth.h if join == "replace" else items + truth.h)[1:].float()
         bare.forward = lambda: (users, items)
         expected = bare.scores(toy.batch)
     torch.testing.assert_close(toy.host.scores(toy.batch), expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("join", ["residual", "add", "replace"])
+@pytest.mark.parametrize("join", ["add", "replace"])
 @pytest.mark.parametrize("host", NODES)
 @torch.no_grad()
 def test_the_padding_node_stays_the_host_s(mars, host, join):
@@ -129,7 +99,7 @@ def whole(toy):
     return other
 
 
-@pytest.mark.parametrize("values", [ON, ON | {"semantic_on": "fused"}, ON | {"semantic_on": "output"}, OFF], ids=str)
+@pytest.mark.parametrize("values", [ON, ON | {"semantic_on": "fused"}, OFF], ids=str)
 @pytest.mark.parametrize("host", NODES)
 def test_a_batch_s_nodes_are_enough(mars, host, values):
     """Values and gradients, with items that come twice; and so where repeated rows are computed repeatedly."""
@@ -176,11 +146,11 @@ def test_nodes_outside_a_step_are_refused(mars):
 
 
 @pytest.mark.parametrize(
-    ("host", "seam", "kind"),
-    [("nodes-bpr", "auto", MarsNodes), ("nodes-bpr", "items", MarsTable), ("graph-bpr", "auto", MarsTable)],
+    ("host", "kind"),
+    [("nodes-bpr", MarsNodes), ("graph-bpr", MarsTable), ("mean-ce", MarsTable)],
 )
-def test_the_seam_suits_the_host(mars, host, seam, kind):
-    assert type(mars.make(host, seam=seam).mars) is kind
+def test_the_seam_suits_the_host(mars, host, kind):
+    assert type(mars.make(host).mars) is kind
 
 
 # -- the structural graph
@@ -190,7 +160,7 @@ def dense(mars, kind, **values):
     return mars.make(structure=kind, neighbours=4, **values).mars.fusion.structure.dense().double()
 
 
-@pytest.mark.parametrize("kind", ["knn", "cooccurrence", "knn_cooccurrence"])
+@pytest.mark.parametrize("kind", ["knn", "cooccurrence"])
 def test_every_row_of_the_structure_is_a_mean_or_empty(mars, kind):
     rows = dense(mars, kind).sum(dim=1)
     assert ((rows - 1).abs().lt(1e-6) | (rows == 0)).all()
@@ -198,22 +168,19 @@ def test_every_row_of_the_structure_is_a_mean_or_empty(mars, kind):
     assert rows[0] == rows[COLD_ITEM] == 0
 
 
-def test_both_structures_are_the_mean_of_each(mars):
-    content, users = dense(mars, "knn"), dense(mars, "cooccurrence")
-    both = content + users
-    expected = both / both.sum(dim=1, keepdim=True).clamp(min=1)
-    torch.testing.assert_close(dense(mars, "knn_cooccurrence"), expected)
-    alone = (content.sum(dim=1) > 0) != (users.sum(dim=1) > 0)
-    torch.testing.assert_close(expected[alone], both[alone])
-
-
-def test_the_structure_is_content_s_where_there_is_content(mars):
+def test_the_structure_is_content_s_where_there_is_content(mars, caplog):
     assert torch.equal(dense(mars, "auto"), dense(mars, "knn"))
-    assert torch.equal(dense(mars, "auto", modalities=()), dense(mars, "cooccurrence"))
+    with caplog.at_level(logging.INFO, "recplug"):
+        assert torch.equal(dense(mars, "auto", modalities=()), dense(mars, "cooccurrence"))
+    assert "items with common users, as there is no content" in caplog.text
     assert mars.make(structure="none").mars.fusion.structure is None
 
 
-@pytest.mark.parametrize("values", [{"modalities": ("txet",)}, {"modalities": (), "structure": "knn"}], ids=str)
+@pytest.mark.parametrize(
+    "values",
+    [{"modalities": ("txet",)}, {"modalities": (), "structure": "knn"}, {"modalities": (), "pool": "cluster"}],
+    ids=str,
+)
 def test_content_that_is_not_there_is_refused(mars, values):
     with pytest.raises(RecplugError, match=r"mars\.modalities"):
         mars.make(**values)
@@ -225,7 +192,7 @@ def test_content_that_is_not_there_is_refused(mars, values):
 @pytest.mark.parametrize("host", ["graph-bpr", "mean-ce", "nodes-bpr", "decoder-sum"])
 @pytest.mark.parametrize("values", [{"views": "by_source"}, {"views": "additive"}, {"semantic_on": "fused"}], ids=str)
 def test_an_item_that_comes_twice_counts_once(mars, host, values):
-    toy = mars.make(host, **ON, **values)
+    toy = mars.make(host, **{**ON, **values})
     b = toy.batch
     pick = torch.tensor([0, 1, 2, 2, 1, 1])
     twice = Batch(**{name: None if v is None else v[pick] for name, v in vars(b).items()})
@@ -237,17 +204,16 @@ def test_an_item_that_comes_twice_counts_once(mars, host, values):
         assert value > 0
 
 
-@pytest.mark.parametrize("on", ["fused", "base", "output"])
-@pytest.mark.parametrize("join", ["residual", "add"])
+@pytest.mark.parametrize("on", ["fused", "base"])
 @pytest.mark.parametrize("host", ["graph-bpr", "nodes-bpr"])
-def test_the_head_reads_what_it_is_told(mars, host, join, on):
-    toy = mars.make(host, semantic_on=on, join=join, lambda_semantic=0.5, lambda_view=0.0)
+def test_the_head_reads_what_it_is_told(mars, host, on):
+    toy = mars.make(host, semantic_on=on, lambda_semantic=0.5)
     bare = toy.case.backbone()
     table = bare.items.weight.detach()
     truth = mars.slow(toy, table)
     torch.manual_seed(6)
     base = bare.train()()[1].detach() if host == "nodes-bpr" else table
-    vectors = {"fused": truth.h, "base": base, "output": base.double() + truth.added}[on]
+    vectors = {"fused": truth.h, "base": base}[on]
     each, known = toy.mars.head.per_item(vectors.float()[toy.batch.positives], toy.batch.positives)
     assert parts(toy)["mars.semantic"] == pytest.approx(0.5 * float(each.sum().detach() / known.sum()), rel=1e-4)
 
@@ -271,7 +237,7 @@ def test_where_a_batch_names_no_items_all_of_them_count(mars):
 
 @pytest.mark.parametrize("host", ["mask-ce", "nodes-bpr"])
 def test_only_parameters_are_saved_or_broadcast(mars, host):
-    toy = mars.make(host, **ON, join="residual")
+    toy = mars.make(host, **ON)
     assert not list(toy.mars.buffers())
     assert toy.mars.state_dict().keys() == dict(toy.mars.named_parameters()).keys()
     twin = pickle.loads(pickle.dumps(copy.deepcopy(toy.mars)))
@@ -286,6 +252,28 @@ def test_only_parameters_are_saved_or_broadcast(mars, host):
 def test_nothing_in_the_item_s_place_is_refused(mars):
     with pytest.raises(RecplugError, match="join"):
         mars.make(join="replace", pool="none", structure="none")
+
+
+# -- clusters in place of factors
+
+
+def test_clusters_have_the_factors_numbers_and_say_what_content_says(mars):
+    """Planted: three far apart groups of vectors; whoever lacks content has no cluster."""
+    toy = mars.make(pool="cluster")
+    given, found = toy.case.factors(), toy.mars.profiles
+    assert len(found.factors) == len(given.factors)
+    assert [len(f.values) for f in found.factors] == [4, 2, 3]  # image has the first and third factor's numbers
+    assert {f.source for f in found.factors} == {"cluster"}
+    known = found.known
+    for k, factor in enumerate(found.factors):
+        modality = toy.case.modalities()[factor.name.split()[0]]
+        assert torch.equal(known[:, k], modality.present)
+    group = torch.arange(40) % 3
+    values = 10 * torch.eye(3)[group] + 0.1 * torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    present = torch.arange(40) > 0
+    one = FactorProfiles((Factor("f", tuple("abc")),), torch.arange(1, 40), group[1:], 40)
+    labels = clustered(one, [Modality("text", values, present)], seed=0).labels()[1:, 0]
+    assert len(set(zip(labels.tolist(), group[1:].tolist(), strict=True))) == 3
 
 
 # -- what is known of the method
@@ -308,7 +296,7 @@ def test_the_head_decodes_random_labels_through_the_graph(mars, on, low, high):
     n, k, size = 400, 3, 8
     given = planted_labels(n, [size] * k, seed=0)
     torch.manual_seed(0)
-    settings = mars.settings(semantic_on=on, lambda_semantic=1.0, lambda_view=0.0, structure="none", gate="uniform")
+    settings = mars.settings(semantic_on=on, lambda_semantic=1.0, structure="none", gate="uniform")
     module = MarsTable(settings=settings, profiles=given, n_rows=n + 1, width=32)
     table = torch.nn.Parameter(0.1 * torch.randn(n + 1, 32))
     optimiser = torch.optim.Adam([table, *module.head.parameters()], lr=0.03)
@@ -352,7 +340,7 @@ def toy_ranking(mars, *, rho, seed, kind):
     if kind != "bare":
         if kind == "shuffled":
             given = shuffled(given)
-        settings = mars.settings(structure="none", join="residual", residual_rate=1.0, factor_weight=1.0, **OFF)
+        settings = mars.settings(structure="none", strength="mean", factor_weight=1.0, **OFF)
         module = MarsTable(settings=settings, profiles=given, n_rows=n_items + 1, width=d)
     parameters = [*backbone.parameters(), *(module.parameters() if module else ())]
     optimiser = torch.optim.Adam(parameters, lr=0.01, weight_decay=1e-4)
@@ -360,7 +348,9 @@ def toy_ranking(mars, *, rho, seed, kind):
 
     def rows():
         table = backbone.items.weight
-        return table if module is None else module.join(table, module.fusion(module.fusion.pool(table), every)[0])
+        return (
+            table if module is None else module.fusion.join(table, module.fusion(module.fusion.pool(table), every)[0])
+        )
 
     with torch.no_grad():
         for table in (backbone.users.weight, backbone.items.weight):
@@ -384,11 +374,7 @@ def toy_ranking(mars, *, rho, seed, kind):
 
 @pytest.mark.slow
 def test_planted_factors_help_shuffled_and_irrelevant_ones_do_no_harm(mars):
-    """Means of three seeds; the best epoch is picked on the test items, so only the order counts.
-
-    With a residual at ``residual_rate`` 1: at 10 the scales run ahead of the rows they weigh, and shuffled profiles do
-    harm here. At ``factor_weight`` 1: here a smaller one helps less.
-    """
+    """Means of three seeds; the best epoch is picked on the test items, so only the order counts."""
 
     def mean(kind, rho):
         return sum(toy_ranking(mars, rho=rho, seed=seed, kind=kind) for seed in range(3)) / 3

@@ -1,11 +1,14 @@
 """Which views there are, and what they are, against loops."""
 
+import itertools
+import logging
+
 import pytest
 import torch
 
 from recplug.plugins.errors import RecplugError
 from recplug.plugins.factors import Factor, FactorProfiles
-from recplug.plugins.mars.views import branches_by_source, views
+from recplug.plugins.mars.views import branches_by_source, view_distance, views
 from recplug.plugins.testing.case import N_ITEMS
 
 
@@ -44,12 +47,21 @@ def ids_of(toy):
         (("text", "image"), {"pool": "none"}, "off"),
         (("text", "image"), {"views": "off"}, "off"),
         (("text", "image"), {"lambda_view": 0.0}, "off"),
-        (("text", "image"), {"views": "raw", "x": "ids_content"}, "raw"),
+        (("text",), {"x": "ids_content", "h": "x"}, "additive"),
     ],
     ids=str,
 )
 def test_the_views_are_what_the_data_allow(mars, sources, values, expected):
-    assert mars.make(factors=profiles(*sources), **values).mars.views == expected
+    assert mars.make(factors=profiles(*sources), **{"views": "auto", **values}).mars.views == expected
+
+
+def test_a_view_loss_that_cannot_be_is_said_plainly(mars, caplog):
+    with caplog.at_level(logging.INFO, "recplug"):
+        mars.make(factors=profiles("text"))
+    assert not caplog.records  # nobody asked for it
+    with caplog.at_level(logging.INFO, "recplug"):
+        mars.make(factors=profiles("text"), views="auto")
+    assert "no view loss (eq. 12), lambda_view is idle" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -58,7 +70,6 @@ def test_the_views_are_what_the_data_allow(mars, sources, values, expected):
         (("text",), {"views": "by_source"}, "images"),
         (("text", "image"), {"views": "by_source", "pool": "none"}, "by_source"),
         (("text", "image"), {"views": "additive"}, "content"),
-        (("text", "image"), {"views": "raw"}, "content"),
         (("text",), {"views": "additive", "x": "ids_content", "pool": "free", "structure": "none"}, "additive"),
     ],
     ids=str,
@@ -68,12 +79,11 @@ def test_views_that_are_impossible_are_refused(mars, sources, values, said):
         mars.make(factors=profiles(*sources), **values)
 
 
-@pytest.mark.parametrize("join", ["residual", "add"])
-@pytest.mark.parametrize("self_loop", [True, False])
+@pytest.mark.parametrize("values", [{}, {"h": "x"}], ids=str)
 @torch.no_grad()
-def test_additive_views_add_up_to_h(mars, self_loop, join):
+def test_additive_views_add_up_to_h(mars, values):
     """In double precision: the parts are exact, not nearly so."""
-    toy = mars.make(views="additive", x="ids_content", self_loop=self_loop, join=join)
+    toy = mars.make(views="additive", x="ids_content", **values)
     toy.mars.double()
     ids = ids_of(toy).double()
     found, valid, _ = seen(toy, ids)
@@ -114,14 +124,17 @@ def test_views_by_source_are_loops_over_their_factors(mars, host, pool):
             torch.testing.assert_close(found[view, item].double(), expected, rtol=1e-4, atol=1e-5)
 
 
-@torch.no_grad()
-def test_raw_views_are_the_parts_of_x(mars):
-    toy = mars.make(views="raw", x="ids_content")
-    ids = ids_of(toy)
-    found, _, _ = seen(toy, ids)
-    _, blocks = mars.slow_x(toy, ids)
-    for part, block in zip(found, blocks, strict=True):
-        torch.testing.assert_close(part.double(), block, rtol=1e-4, atol=1e-5)
+def test_the_distance_of_views_is_a_slow_loop():
+    generator = torch.Generator().manual_seed(0)
+    given = torch.randn(3, 7, 5, generator=generator)
+    valid = torch.rand(3, 7, generator=generator) < 0.7
+    once = torch.tensor([True, True, False, True, False, True, True])
+    total = 0.0
+    for item in range(7):
+        for one, other in itertools.combinations(range(3), 2):
+            if once[item] and valid[one, item] and valid[other, item]:
+                total += float((given[one, item] - given[other, item]).square().sum())
+    assert float(view_distance(given, valid, once)) == pytest.approx(total / int(once.sum()), rel=1e-5)
 
 
 def test_sources_are_sorted_into_structure_text_and_images():

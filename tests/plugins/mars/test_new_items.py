@@ -55,7 +55,6 @@ def by_hand(toy, base, ids, values, near):
     mars = toy.mars
     profiles, settings = mars.profiles, mars.settings
     x, _ = toy.slow_x(toy, ids)
-    warm = set(toy.edges[1].tolist())
     means, plain, have = [], [], []
     if near:
         means.append(sum(weight * base[i].double() for i, weight in near.items()))
@@ -71,24 +70,18 @@ def by_hand(toy, base, ids, values, near):
             if not 0 <= place < len(factor.values) or (settings.other == "isolate" and place == factor.other):
                 continue
             group = [i for i in range(N_ITEMS) if value in toy.held(profiles, k, i)]
-            if settings.contributors == "warm":
-                group = [i for i in group if i in warm]
-            if group:
-                mine.append(base[group].double().mean(dim=0))
-                free, loud = mars.fusion.free, len(group) ** 0.5 if settings.strength == "root" else 1.0
-                mine_x.append(loud * x[group].mean(dim=0) if free is None else free[value].double())
+            mine.append(base[group].double().mean(dim=0))
+            free, loud = mars.fusion.free, len(group) ** 0.5 if settings.strength == "root" else 1.0
+            mine_x.append(loud * x[group].mean(dim=0) if free is None else free[value].double())
         have.append(bool(mine))
         means.append(sum(mine) / len(mine) if mine else torch.zeros(mars.width).double())
         plain.append(sum(mine_x) / len(mine) if mine else torch.zeros(mars.width).double())
     weights = torch.tensor(have).double()
-    if settings.gate_over == "factors":
+    if settings.factor_weight is not None:
         weights[1:] *= settings.factor_weight / max(sum(have[1:]), 1)
     else:
         weights /= max(sum(have), 1)
-    scale = torch.ones(len(have), mars.width).double()
-    if mars.fusion.scale is not None:
-        scale = mars.fusion.rate * mars.fusion.scale.double()
-    h = sum(weights[k] * scale[k] * plain[k] for k in range(len(have)))
+    h = sum(weights[k] * plain[k] for k in range(len(have)))
     mean = sum(weights[k] * means[k] for k in range(len(have))) / max(float(weights.sum()), 1e-9)
     return (h if settings.join == "replace" else mean + h), have
 
@@ -97,12 +90,11 @@ def by_hand(toy, base, ids, values, near):
     "values",
     [
         {},
-        {"gate_over": "all"},
-        {"join": "residual"},
+        {"factor_weight": None},
         {"join": "replace"},
-        {"x": "ids_content", "several": "hyper", "self_loop": False},
-        {"pool": "free", "contributors": "warm"},
-        {"other": "group", "several": "count"},
+        {"x": "ids_content"},
+        {"pool": "free"},
+        {"other": "group"},
     ],
     ids=str,
 )
@@ -120,7 +112,7 @@ def test_a_vector_is_the_means_of_its_groups_and_neighbours(mars, host, values):
 
     warm = sorted(set(toy.edges[1].tolist()))
     added, _ = toy.mars.fusion(toy.mars.fusion.pool(ids), torch.tensor(warm))
-    scored = toy.mars.join(base[warm], added).double()
+    scored = toy.mars.fusion.join(base[warm], added).double()
     again = []
     for item in warm:
         near = {n: m.values[item] for n, m in toy.case.modalities().items() if m.present[item]}
@@ -134,28 +126,6 @@ def test_a_vector_is_the_means_of_its_groups_and_neighbours(mars, host, values):
         expected, _ = by_hand(toy, base, ids, own, nearest(toy, near, warm))
         torch.testing.assert_close(found[row - 1].double(), s * expected, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(found[3].double(), scored.mean(dim=0), rtol=1e-3, atol=1e-4)
-
-
-@torch.no_grad()
-def test_a_gate_of_content_reads_it(mars):
-    toy = mars.make(gate_input="content", x="ids_content", structure="none", join="add")
-    ids = table_of(toy)
-    found, routes = toy.mars.unseen(ids, unseen_profiles(toy), unseen_content(toy))
-    assert routes == ["factors", "factors", "global mean", "global mean"]
-    read = torch.zeros(toy.mars.width).double()
-    for index, modality in enumerate(unseen_content(toy).values()):
-        read += toy.mars.fusion.content.project[index].weight.double() @ F.normalize(modality.values[1].double(), dim=0)
-    weights = mars.slow_weights(toy, read, torch.tensor([False, True, True, True]))
-    x, _ = mars.slow_x(toy, ids)
-    profiles = toy.mars.profiles
-    expected = torch.zeros_like(read)
-    for k, values in enumerate(([0], [4, 6], [7])):
-        for value in values:
-            group = [i for i in range(N_ITEMS) if value in mars.held(profiles, k, i)]
-            mean = ids[group].double().mean(dim=0) / weights.sum()
-            expected += weights[k + 1] / len(values) * (x[group].mean(dim=0) + mean)
-    cosine = F.cosine_similarity(found[0].double(), expected, dim=0)
-    assert float(cosine) == pytest.approx(1.0, abs=1e-5)
 
 
 @pytest.mark.parametrize("structure", ["cooccurrence", "none"])
@@ -192,7 +162,7 @@ def test_what_does_not_match_is_refused(mars, wrong):
 
 
 def test_without_interactions_every_item_is_known(mars):
-    toy = mars.make(structure="none", join="add")
+    toy = mars.make(structure="none")
     base, profiles = table_of(toy), unseen_profiles(toy)
     toy.mars.popularity = None
     found, routes = toy.mars.unseen(base, profiles)
@@ -241,7 +211,7 @@ def test_unseen_items_find_their_users(mars):
     torch.manual_seed(seed)
     backbone = toys.ToyGraph(n_users=n_users, n_items=known + 1, width=d, dropout=0.0)
     module = MarsTable(
-        settings=mars.settings(structure="none", lambda_semantic=0.0, lambda_view=0.0),
+        settings=mars.settings(structure="none", lambda_semantic=0.0),
         profiles=profiles(values[:known]),
         n_rows=known + 1,
         width=d,
@@ -251,7 +221,7 @@ def test_unseen_items_find_their_users(mars):
     optimiser = torch.optim.Adam([*backbone.parameters(), *module.parameters()], lr=0.02)
     for _ in range(60):
         table = backbone.items.weight
-        table = module.join(table, module.fusion(module.fusion.pool(table), every)[0])
+        table = module.fusion.join(table, module.fusion(module.fusion.pool(table), every)[0])
         negatives = torch.randint(1, known + 1, (edges.shape[1],), generator=generator)
         optimiser.zero_grad()
         toys.bpr(backbone.users.weight[edges[0]], table[edges[1]], table[negatives]).backward()
@@ -267,7 +237,7 @@ def test_unseen_items_find_their_users(mars):
     wrong, _ = module.unseen(backbone.items.weight.detach(), profiles(values[known:][order]))
     assert auc(backbone.users.weight.detach() @ wrong.T, truth) < 0.7
     with torch.no_grad():
-        own = module.join(table, module.fusion(module.fusion.pool(backbone.items.weight), every)[0])[1:]
+        own = module.fusion.join(table, module.fusion(module.fusion.pool(backbone.items.weight), every)[0])[1:]
     assert 0.5 < float(vectors.norm(dim=1).median() / own.norm(dim=1).median()) < 2.0
 
 

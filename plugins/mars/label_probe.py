@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from recplug.plugins.contract import Panel
 from recplug.plugins.factors import FactorProfiles
 from recplug.plugins.nn import Noise
 
 FEWEST = 20  # held-out items without which an accuracy says nothing
 TRAIN = 0.75  # share of the items that a probe is fitted on
 RIDGE = 1.0  # added to the squares of standardised features
+
+
+class Vectors(NamedTuple):
+    """Items' vectors under some profiles, ``[n, d]`` each: before MARS, H, and as they are scored."""
+
+    base: Tensor
+    h: Tensor
+    output: Tensor
 
 
 def shuffled(profiles: FactorProfiles) -> FactorProfiles:
@@ -32,37 +43,6 @@ def multi_hot(profiles: FactorProfiles, rows: Tensor) -> Tensor:
     hot = torch.zeros(len(rows) + 1, profiles.n_values, dtype=torch.bool, device=rows.device)
     hot[slot[profiles.items], profiles.values] = True  # what was not asked for goes to the last row
     return hot[:-1]
-
-
-def popularity_groups(counts: Tensor) -> dict[str, Tensor]:
-    """Masks ``[n]`` of items by their training ``counts [n]``: cold without any; the others by thirds of them all."""
-    order = counts.argsort(descending=True, stable=True)
-    before = torch.zeros_like(counts, dtype=torch.float64)
-    before[order] = (counts[order].cumsum(dim=0) - counts[order]).double() / counts.sum().clamp(min=1)
-    warm = counts > 0
-    return {
-        "cold": ~warm,
-        "tail": warm & (before >= 2 / 3),
-        "mid": warm & (before >= 1 / 3) & (before < 2 / 3),
-        "head": warm & (before < 1 / 3),
-    }
-
-
-def between(vectors: Tensor, truth: Tensor) -> float:
-    """The share of variance between groups; an item with several values counts in equal parts.
-
-    Args:
-        vectors: ``[n, d]``.
-        truth: ``[n, V_k]`` bool; items without a value are left out.
-    """
-    known = truth.any(dim=1)
-    x, part = vectors[known].double(), truth[known].double()
-    part = part / part.sum(dim=1, keepdim=True)
-    x = x - x.mean(dim=0)
-    size = part.sum(dim=0)  # [V_k]
-    sums = part.T @ x  # [V_k, d]
-    tiny = torch.finfo(x.dtype).tiny
-    return float((sums.square().sum(dim=1) / size.clamp(min=tiny)).sum() / x.square().sum().clamp(min=tiny))
 
 
 def held_out(vectors: Tensor, truth: Tensor) -> tuple[float, float]:
@@ -89,3 +69,47 @@ def held_out(vectors: Tensor, truth: Tensor) -> tuple[float, float]:
     answer = (x[cut:] @ torch.linalg.solve(square, x[:cut].T @ y[:cut])).argmax(dim=1)  # [n - cut]
     right = y[cut:].gather(1, answer.unsqueeze(1)).mean()
     return float(right), float(y[cut:, y[:cut].sum(dim=0).argmax()].mean())
+
+
+def label_probe(
+    profiles: FactorProfiles, real: Vectors, other: Vectors, truths: list[Tensor], *, trained_on_labels: bool
+) -> dict[str, Panel | Tensor]:
+    """The probe: of each vector, with real labels, with shuffled ones, and without looking.
+
+    Args:
+        profiles: whose labels.
+        real, other: vectors under the profiles, and under the shuffled ones.
+        truths: ``[n, V]`` bool of either.
+        trained_on_labels: whether a loss has shown the backbone's rows their labels.
+    """
+    kinds = {"backbone": 0, "H": 1, "scored": 2}
+    offsets = profiles.offsets
+    table = torch.full((len(kinds), 3, len(offsets) - 1), torch.nan)
+    for row, place in enumerate(kinds.values()):
+        for k, (low, high) in enumerate(itertools.pairwise(offsets)):
+            right, majority = held_out(real[place], truths[0][:, low:high])
+            control, _ = held_out(other[place], truths[1][:, low:high])
+            table[row, :, k] = torch.tensor([right, control, majority])
+    measured = ~table.isnan().any(dim=1).any(dim=0)  # [K]
+    if not bool(measured.any()):
+        return {}
+    caption = (
+        "Share of held-out items whose value is found, in the mean over factors. Shuffled: the profiles are dealt out "
+        "to other items at random and H is made from them. What exceeds the largest class there, the graph tells about "
+        "itself; only real labels above shuffled ones say something about items."
+    )
+    if trained_on_labels:
+        caption += (
+            " With mars.semantic_on base, training showed the backbone's rows their labels, those of held-out items "
+            "too: compare with a run at mars.lambda_semantic 0."
+        )
+    panel = Panel(
+        table[:, :, measured].mean(dim=2),
+        "heatmap",
+        "What a linear probe reads off the vectors",
+        caption,
+        rows=tuple(kinds),
+        columns=("real labels", "shuffled labels", "largest class"),
+        limits=(0.0, 1.0),
+    )
+    return {"probe": panel, "probe_by_factor": table}
