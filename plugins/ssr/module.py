@@ -11,7 +11,7 @@ from recplug.plugins.contract import Augmentation, Panel
 from recplug.plugins.errors import RecplugError
 from recplug.plugins.nn import Noise
 from recplug.plugins.nn.contrast import first_of_each
-from recplug.plugins.nn.propagation import Adjacency
+from recplug.plugins.nn.smoothing import Smoothing
 from recplug.plugins.ssr import diagnostics
 from recplug.plugins.ssr.content import ContentEncoders, FrozenContent
 from recplug.plugins.ssr.decomposition import Decomposition
@@ -47,7 +47,7 @@ class Ssr(Augmentation):
         n_users: user nodes, 0 where there are none.
         width: d, the width of the host's vectors.
         content: further blocks, or None.
-        item_graph: S, ``[n_items, n_items]``, or None.
+        item_graph: S^n, of S ``[n_items, n_items]``, or None.
         concat: whether content stands beside the host's vectors; else it is added to them.
         every_node: whether the host may read vectors of nodes that the batch does not name.
         table_width: width of the host's item table, 0 where there is none.
@@ -62,7 +62,7 @@ class Ssr(Augmentation):
         n_users: int,
         width: int,
         content: FrozenContent | ContentEncoders | None = None,
-        item_graph: Adjacency | None = None,
+        item_graph: Smoothing | None = None,
         concat: bool = False,
         every_node: bool = False,
         table_width: int = 0,
@@ -127,11 +127,7 @@ class Ssr(Augmentation):
         if encoders is not None:
             users = torch.cat([users.unsqueeze(1), encoders.preferences.to(users.dtype)], dim=1)
             items = torch.cat([items.unsqueeze(1), rep[n:, 1:]], dim=1)  # [n_items, P, d]
-        self.item_graph = graph = self.item_graph.to(nodes.device)
-        smooth = items.flatten(1)
-        for _ in range(self.settings.item_layers):
-            smooth = graph.matmul(smooth)
-        moved = rep[n:] + smooth.view(rep[n:].shape).to(rep.dtype)
+        moved = rep[n:] + self.item_graph(items.flatten(1)).view(rep[n:].shape).to(rep.dtype)
         return rep, torch.cat([rep[:n] if encoders is None else rep[:n] + users, moved])
 
     def _sources(self, nodes: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from recplug.plugins.hookspecs import hookimpl
 from recplug.plugins.nn.content import content_graph, principal
 from recplug.plugins.nn.knn import cooccurrence
 from recplug.plugins.nn.propagation import Adjacency
-from recplug.plugins.nn.smoothing import ITEM_GRAPH
+from recplug.plugins.nn.smoothing import ITEM_GRAPH, Smoothing
 from recplug.plugins.ssr.content import ContentEncoders, FrozenContent
 from recplug.plugins.ssr.decomposition import Decomposition
 from recplug.plugins.ssr.hosts import SsrNodes, SsrTables
@@ -51,7 +51,7 @@ def build(settings: SsrSettings, context: Context) -> Ssr:
         graph = cooccurrence(context.edges, n_items, settings.item_neighbours)
     item_graph = None
     if modalities and settings.item_layers:
-        item_graph = content_graph(
+        similar = content_graph(
             modalities,
             context.neighbours,
             n_rows=n_items,
@@ -59,6 +59,7 @@ def build(settings: SsrSettings, context: Context) -> Ssr:
             image_weight=settings.image_weight,
             cache=context.cache,
         )
+        item_graph = Smoothing(similar, layers=settings.item_layers)
     decomposition = Decomposition(
         graph=graph,
         split=n_users or None,
@@ -79,7 +80,7 @@ def build(settings: SsrSettings, context: Context) -> Ssr:
             width=width,
         )
     elif modalities and settings.content == "vectors":
-        content = _frozen(settings, modalities, item_graph, n_users, n_items, width)
+        content = _frozen(modalities, item_graph, n_users, n_items, width)
     make = SsrNodes if nodes else SsrTables
     return make(
         settings=settings,
@@ -96,21 +97,13 @@ def build(settings: SsrSettings, context: Context) -> Ssr:
 
 
 def _frozen(
-    settings: SsrSettings,
-    modalities: list[Modality],
-    item_graph: Adjacency | None,
-    n_users: int,
-    n_items: int,
-    width: int,
+    modalities: list[Modality], item_graph: Smoothing | None, n_users: int, n_items: int, width: int
 ) -> FrozenContent:
     """An item's content is the content graph's mean; a user has none of their own."""
     signals = {}
     for modality in modalities:
-        smooth = principal(modality, n_items, CONTENT_WIDTH)
-        for _ in range(settings.item_layers if item_graph is not None else 0):
-            assert item_graph is not None
-            smooth = item_graph.matmul(smooth)
-        signals[modality.name] = F.pad(smooth, (0, 0, n_users, 0))
+        items = principal(modality, n_items, CONTENT_WIDTH)
+        signals[modality.name] = F.pad(items if item_graph is None else item_graph(items), (0, 0, n_users, 0))
     present = torch.stack([m.present for m in modalities], dim=1)  # [n, P-1]
     present = F.pad(present, (0, 0, n_users, n_items - len(present)))
     return FrozenContent(signals=signals, present=present, width=width)

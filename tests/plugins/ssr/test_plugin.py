@@ -113,7 +113,7 @@ def test_without_blocks_content_shapes_the_item_graph_alone():
 
 @pytest.mark.parametrize("names", [("image",), ("text", "image")])
 def test_weight_of_images_counts_beside_others_alone(names):
-    one, other = (made(names=names, image_weight=w).item_graph.dense() for w in (0.2, 0.9))
+    one, other = (made(names=names, image_weight=w).item_graph.graph.dense() for w in (0.2, 0.9))
     assert torch.equal(one, other) == (len(names) == 1)
 
 
