@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from recplug.adapters.data import vocabularies
-from recplug.adapters.data.amazon_categories import DEPARTMENTS
 from recplug.adapters.factors import FactorSchema, FactorSpec, FactorTable, Value
 from recplug.plugins.factors import FactorSource
 
@@ -46,9 +45,9 @@ def parts(text: str) -> tuple[str, str, str]:
 
 
 def under(path: str) -> tuple[str, str]:
-    """Department and shelf at the head of a category path, by :data:`shelves.DEPARTMENTS`; empty where none is."""
-    department = _head(path, DEPARTMENTS)
-    return department, _head(path.removeprefix(department).strip(), DEPARTMENTS.get(department, ()))
+    """Department and shelf at the head of a category path, by ``DEPARTMENTS``; empty where none is."""
+    department = _head(path, vocabularies.DEPARTMENTS)
+    return department, _head(path.removeprefix(department).strip(), vocabularies.DEPARTMENTS.get(department, ()))
 
 
 def _head(path: str, names: Sequence[str] | Mapping[str, object]) -> str:
@@ -90,8 +89,8 @@ def scientific(texts: Mapping[str, str]) -> FactorTable:
     named, paths, brands = zip(*map(parts, texts.values()), strict=True)
     titles = list(map(_without, named, brands))
     heads = [under(path) for path in paths]
-    departments = dict.fromkeys(DEPARTMENTS, "")
-    shelves = departments | {shelf: name for name, own in DEPARTMENTS.items() for shelf in own}
+    departments = dict.fromkeys(vocabularies.DEPARTMENTS, "")
+    shelves = departments | {shelf: name for name, own in vocabularies.DEPARTMENTS.items() for shelf in own}
     kept, makers = _brands(brands)
     forms, uses = reader(vocabularies.FORMS), reader(vocabularies.USES)
     factors = [

@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from recplug.adapters.data import amazon_categories, bundled, vocabularies
+from recplug.adapters.data import bundled, vocabularies
 from recplug.adapters.data.factor_profiles import own_words, pack, parts, reader, scientific, under, units
 from recplug.adapters.factors import FactorTable
 
@@ -53,7 +53,7 @@ def test_the_shelves_are_those_of_the_texts(name):
 
 def test_every_shelf_is_bought_from():
     found = {under(parts(text)[1]) for text in texts(SETS[1]).values()}
-    listed = {(department, shelf) for department, own in amazon_categories.DEPARTMENTS.items() for shelf in own}
+    listed = {(department, shelf) for department, own in vocabularies.DEPARTMENTS.items() for shelf in own}
     assert listed <= found
 
 
