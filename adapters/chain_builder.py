@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -116,8 +117,18 @@ def build_chain(
     with torch.random.fork_rng(devices=cuda):
         for name, values in settings.items():
             torch.manual_seed(context.seed)
-            augmentations[name] = get(name).build(values, context)
+            augmentations[name] = get(name).build(values, _after(augmentations, context))
     scoring = [name for name, a in augmentations.items() if "score" in a.seams()]
     if len(scoring) > 1:
         raise RecplugError(f"{' and '.join(scoring)} both change scoring and do not compose; choose one")
     return Chain(augmentations, context)
+
+
+def _after(augmentations: Mapping[str, Augmentation], context: Context) -> Context:
+    """The context as it stands behind these augmentations: with the width of the nodes that they leave."""
+    if "propagated" not in context.width:
+        return context
+    width = context.width["propagated"]
+    for augmentation in augmentations.values():
+        width = augmentation.propagated_width(width)
+    return replace(context, width={**context.width, "propagated": width})

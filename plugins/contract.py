@@ -288,6 +288,10 @@ class Augmentation(nn.Module):
         """Act on propagated nodes: ``users [n_users, w]``, ``items [n_items, w]``."""
         return users, items
 
+    def propagated_width(self, width: int) -> int:
+        """The width of the nodes that :meth:`propagated` makes of nodes of ``width``; the next plugin is built for it."""
+        return width
+
     def score(self, base: Tensor, users: Tensor, items: Tensor, step: Step) -> Tensor:
         """Change scores, of pairs and of blocks; a user and an item have one score, whichever way it is asked for.
 

@@ -20,6 +20,10 @@ class SsrNodes(Ssr):
         out = self.augmented(torch.cat([users, items]), self._rows(self.step))
         return out[: self.n_users], out[self.n_users :]
 
+    def propagated_width(self, width: int) -> int:
+        """Content stands beside the host's vectors, where it is not added to them."""
+        return width * len(self.blocks) if self.concat and not self.inert else width
+
     def _sources(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
         """The backbone's own tables where they are as wide as the nodes; items' only where the settings say so."""
         users, items = super()._sources(nodes)

@@ -122,20 +122,31 @@ class Case:
         """The augmented toy, as an adapter builds it: in a forked random state, seeded with the run's seed."""
         edges = self.edges() if edges is None else edges
         backbone = backbone or self.backbone(edges)
-        context = _context(
-            self.host,
-            backbone,
-            n_users=N_USERS,
-            n_items=N_ITEMS,
-            edges=edges,
-            modalities=self.modalities() if modalities is None else modalities,
-            factors=factors or self.factors(),
-            source=self.source() if self.second_domain else None,
-        )
+        context = self.context(backbone, modalities=modalities, edges=edges, factors=factors)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(context.seed)
             augmentation = self.plugin.build(self.settings, context)
         return ToyHost(backbone, {self.plugin.name: augmentation}, context)
+
+    def context(
+        self,
+        backbone: Toy,
+        *,
+        modalities: Mapping[str, Modality] | None = None,
+        edges: Tensor | None = None,
+        factors: FactorProfiles | None = None,
+    ) -> Context:
+        """What the plugin's builder is told of this toy and its data."""
+        return _context(
+            self.host,
+            backbone,
+            n_users=N_USERS,
+            n_items=N_ITEMS,
+            edges=self.edges() if edges is None else edges,
+            modalities=self.modalities() if modalities is None else modalities,
+            factors=factors or self.factors(),
+            source=self.source() if self.second_domain else None,
+        )
 
     def at_identity(self) -> Case:
         """The same case at the settings at which the plugin adds nothing; a second domain would add its own loss."""

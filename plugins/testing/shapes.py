@@ -55,6 +55,8 @@ def check_shapes(case: Case) -> None:
             for out, raw in zip(made, nodes, strict=True):
                 _like(out[:, : raw.shape[1]] if free else out, raw, "propagated()")
             require(made[0].shape[1] == made[1].shape[1], "propagated() gave users and items of different widths")
+            told = augmentation.propagated_width(nodes[1].shape[1])
+            require(made[1].shape[1] == told, f"propagated() gave width {made[1].shape[1]}, propagated_width() {told}")
         if "score" in augmentation.seams() and isinstance(host.backbone, ToyGraph):
             host.backbone.loss(batch)  # propagates
             assert batch.users is not None
