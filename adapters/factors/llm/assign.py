@@ -169,13 +169,14 @@ class _Labelling:
     async def _label(self, contents: list[str], *, again: bool = True) -> None:
         left, verdict, problems = await self._request(contents, ())
         if left and again and verdict == "invalid":
+            contents = left
             left, verdict, problems = await self._request(left, problems)
-        if len(left) == 1:
+        if left and len(contents) == 1:
             self._give_up(left[0], verdict, problems)
-        elif left:
-            middle = (len(left) + 1) // 2
-            for half in (left[:middle], left[middle:]):
-                await self._label(half, again=False)
+            return
+        middle = (len(left) + 1) // 2
+        for half in filter(None, (left[:middle], left[middle:])):
+            await self._label(half, again=False)
 
     async def _request(self, contents: list[str], problems: Sequence[str]) -> tuple[list[str], Verdict, list[str]]:
         """One request; valid labels go into the log. Returns what is still open, and why."""
@@ -199,7 +200,8 @@ class _Labelling:
         if answer.finish == "content_filter":
             return left, "refused", reading.problems
         if not reading.rows:
-            self.client.limits.failed(f"the model's answer holds no valid row: {'; '.join(reading.problems)[:200]}")
+            told = f"the model's answer holds no valid row: {'; '.join(reading.problems)[:200]}"
+            self.client.limits.failed(told, answered=True)
         return left, "cut" if answer.finish == "length" else "invalid", reading.problems
 
     def _give_up(self, content: str, verdict: Verdict, problems: Sequence[str]) -> None:

@@ -75,10 +75,16 @@ class Client:
     ) -> None:
         if mode not in get_args(Mode):
             raise RecplugError(f"mode {mode!r} is unknown; choose one of {', '.join(get_args(Mode))}")
-        least = {"concurrency": concurrency, "timeout": timeout, "max_answer_tokens": max_answer_tokens}
-        for name, value in {**least, "max_tokens_total": max_tokens_total or 1}.items():
-            if value < 1:
+        least = {
+            "concurrency": concurrency,
+            "max_answer_tokens": max_answer_tokens,
+            "max_tokens_total": max_tokens_total,
+        }
+        for name, value in least.items():
+            if value is not None and value < 1:
                 raise RecplugError(f"{name}={value} is too little; give 1 or more")
+        if timeout <= 0:
+            raise RecplugError(f"timeout={timeout:g} is no time; give seconds")
         self.name, self.log, self.timeout, self.concurrency = _name(model), log, timeout, concurrency
         self.sampling = f"temperature={temperature:g}" + (f", effort={reasoning_effort}" if reasoning_effort else "")
         self.used: list[Entry] = []
@@ -150,7 +156,7 @@ class Client:
             self._thoughts = max(self._thoughts, 2 * limit)
             if limit >= self._most:
                 told = f"thoughts took all of {limit:,} tokens; raise max_answer_tokens, or lower reasoning_effort"
-                self.limits.failed(told)
+                self.limits.failed(told, answered=True)
                 raise Unanswered(told)
 
     async def read(self, make: Callable[[Sequence[str]], Request], read: Callable[[str], T]) -> T | None:
@@ -199,7 +205,7 @@ class Client:
     # --- one request ---
 
     async def _send(self, request: Request, limit: int) -> Answer:
-        mode = self._mode
+        mode, garbled = self._mode, False
         while True:
             try:
                 response = await asyncio.wait_for(self._post(request, limit, mode), self.timeout)
@@ -214,7 +220,9 @@ class Client:
             except self._openai.APIConnectionError as error:
                 await self._down(f"{self.place}: the connection failed ({type(error.__cause__).__name__})")
             except Unanswered as error:
-                self._lost(str(error))
+                if garbled:
+                    self._lost(str(error))
+                garbled = True
             else:
                 self._mode = mode
                 tokens = answer.input_tokens, answer.output_tokens

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from recplug.adapters.factors.llm.content import Item, distinct
 from recplug.adapters.factors.llm.induce import Sizes
@@ -96,7 +97,10 @@ def estimate_assignment(
     sample = random.Random(seed).sample(different, min(MEASURED, len(different)))
     for at in range(0, len(sample), batch):
         requests.append(assignment_request(schema, sample[at : at + batch]))
-    return Estimate(*_measured([_part("labelling", -(-len(different) // batch), requests)], usage))
+    part = _part("labelling", -(-len(different) // batch), requests)
+    row = {"index": 101} | {spec.name: sorted(spec.names, key=len)[len(spec.names) // 2] for spec in schema.factors}
+    written = min(batch, len(different)) * len(json.dumps(row, ensure_ascii=False).encode()) / 4
+    return Estimate(*_measured([replace(part, output_tokens=written)], usage))
 
 
 def estimate_induction(
@@ -134,4 +138,4 @@ def _measured(parts: Sequence[Part], usage: Usage | None) -> tuple[tuple[Part, .
     if usage is None or not usage.output_tokens:
         return tuple(parts), 0
     written = usage.output_tokens / usage.calls
-    return tuple(Part(part.name, part.calls, part.input_tokens, written) for part in parts), usage.calls
+    return tuple(replace(part, output_tokens=written) for part in parts), usage.calls

@@ -76,12 +76,14 @@ class Limits:
             used.output_tokens + call.output_tokens,
         )
 
-    def failed(self, reason: str) -> None:
-        """Count an answer that is missing or holds nothing valid.
+    def failed(self, reason: str, *, answered: bool = False) -> None:
+        """Count an answer that is missing, or holds nothing valid though it was recorded as ``answered``.
 
         Raises:
             Stopped: where more than half of the last requests failed.
         """
+        if answered and False in self._recent:
+            self._recent.remove(False)
         self._recent.append(True)
         failures = sum(self._recent)
         if len(self._recent) == WATCHED and failures > TOO_MANY * WATCHED:

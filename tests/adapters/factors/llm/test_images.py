@@ -7,7 +7,7 @@ from PIL import Image
 
 from recplug.adapters.factors.llm import images
 from recplug.adapters.factors.llm.content import Item
-from recplug.adapters.factors.llm.images import SIDE, data_url, find_images
+from recplug.adapters.factors.llm.content import SIDE, data_url, find_images
 from recplug.adapters.factors.llm.prompts import assignment_request
 from recplug.plugins.errors import RecplugError
 
