@@ -11,7 +11,7 @@ import typer
 from recplug.adapters.cli.factors import labelling
 from recplug.adapters.cli.factors.llm_session import free, options, schema_file
 from recplug.adapters.console import say
-from recplug.adapters.data.item_files import DataPath, folder_of, item_tokens, named, texts, training
+from recplug.adapters.item_files import DataPath, folder_of, item_tokens, named, texts, training
 
 if TYPE_CHECKING:
     from torch import Tensor

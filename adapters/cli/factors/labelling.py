@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from recplug.adapters.cli.factors.llm_session import Option, Session, asks, beside, free, options
 from recplug.adapters.console import say
-from recplug.adapters.data.item_files import columns, folder_of, training
+from recplug.adapters.item_files import columns, folder_of, training
 
 if TYPE_CHECKING:
     from recplug.adapters.factors import FactorSchema, FactorTable

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from recplug.adapters.data.item_files import folder_of
+from recplug.adapters.item_files import folder_of
 from recplug.adapters.plain_text import is_missing, plain
 from recplug.plugins.errors import RecplugError, did_you_mean
 
