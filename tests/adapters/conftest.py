@@ -31,7 +31,7 @@ FAULTS = (
     # none of it usable
     "ignored", "refusal", "sorry", "filtered", "empty choices", "empty", "html",
     # no answer
-    "429", "429 after 7", "500", "stall", "reset", "short body",
+    "429", "429 after 7", "429 after 100", "500", "stall", "reset", "short body",
     # never an answer
     "400", "401", "404", "redirect", "quota",
     # obeys what stands in a product's text

@@ -200,8 +200,8 @@ class _Labelling:
         if answer.finish == "content_filter":
             return left, "refused", reading.problems
         if not reading.rows:
-            told = f"the model's answer holds no valid row: {'; '.join(reading.problems)[:200]}"
-            self.client.limits.failed(told, answered=True)
+            problem = f"the model's answer holds no valid row: {'; '.join(reading.problems)[:200]}"
+            self.client.limits.failed(problem, answered=True)
         return left, "cut" if answer.finish == "length" else "invalid", reading.problems
 
     def _give_up(self, content: str, verdict: Verdict, problems: Sequence[str]) -> None:

@@ -207,28 +207,31 @@ class Client:
     async def _send(self, request: Request, limit: int) -> Answer:
         mode, garbled = self._mode, False
         while True:
+            error: Any
             try:
                 response = await asyncio.wait_for(self._post(request, limit, mode), self.timeout)
                 answer = read_completion(self._hide(response.http_response.text), request, self.name)
-            except self._openai.APIStatusError as error:
-                change = self._change(error, request, limit, mode)
-                if change is None:
-                    await self._refused(error)
-                limit, mode = change or (limit, mode)
-            except (asyncio.TimeoutError, self._openai.APITimeoutError):
-                self._lost(f"{self.place} did not answer within {self.timeout:g} s; raise timeout, or lower batch")
-            except self._openai.APIConnectionError as error:
-                await self._down(f"{self.place}: the connection failed ({type(error.__cause__).__name__})")
-            except Unanswered as error:
-                if garbled:
-                    self._lost(str(error))
-                garbled = True
+            except (self._openai.APIError, asyncio.TimeoutError, Unanswered) as caught:
+                error = caught  # met below: what is raised in here would carry the server's words along
             else:
                 self._mode = mode
                 tokens = answer.input_tokens, answer.output_tokens
                 attempts = response.retries_taken + 1
                 self.limits.record(Call(answer.finish, answer.text, *tokens, attempts, answer.model, _now()))
                 return answer
+            if isinstance(error, self._openai.APIStatusError):
+                change = self._change(error, request, limit, mode)
+                if change is None:
+                    await self._refused(error)
+                limit, mode = change or (limit, mode)
+            elif isinstance(error, asyncio.TimeoutError):
+                self._lost(f"{self.place} did not answer within {self.timeout:g} s; raise timeout, or lower batch")
+            elif isinstance(error, self._openai.APIError):
+                await self._down(f"{self.place}: the connection failed ({type(error.__cause__).__name__})")
+            elif garbled:
+                self._lost(str(error))
+            else:
+                garbled = True
 
     def _post(self, request: Request, limit: int, mode: Mode) -> Any:
         body: dict[str, Any] = {"messages": list(request.messages), self._length: limit, **self._extra}
@@ -278,11 +281,13 @@ class Client:
 
     async def _down(self, line: str) -> NoReturn:
         """The request itself is at fault where the server still answers a simple one."""
+        status = 200
         try:
             await self._client.with_options(max_retries=0, timeout=10.0).models.list()
         except self._openai.APIError as error:
-            if getattr(error, "status_code", 500) >= 500:
-                self.limits.stop(f"{line}; check the server, and run again")
+            status = getattr(error, "status_code", 500)
+        if status >= 500:
+            self.limits.stop(f"{line}; check the server, and run again")
         self._lost(line)
 
     def _lost(self, line: str) -> NoReturn:
