@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import torch
 
 from recplug.plugins.chain import Chain
-from recplug.plugins.contract import Augmentation, Context, Plugin, Seam
+from recplug.plugins.contract import Augmentation, Context, Plugin
 from recplug.plugins.errors import RecplugError
 from recplug.plugins.presets import settings_of
 from recplug.plugins.registry import get
@@ -36,7 +37,7 @@ def check(
     *,
     seams: frozenset[str],
     encoder: bool,
-    why: Mapping[Seam, str] | None = None,
+    why: Mapping[Any, str] | None = None,
 ) -> None:
     """Compare what a plugin requires with what a host and a data set offer.
 
@@ -44,9 +45,9 @@ def check(
         plugin: the plugin.
         settings: its settings.
         context: the host and the data.
-        seams: what the host offers.
+        seams: what the host offers; of the score seam, ``context.halves``.
         encoder: whether the host can re-run its encoder and scores by dot product.
-        why: for a seam that the host does not offer, the reason and what to do.
+        why: for a seam, or a half of the score seam, that the host does not offer, the reason and what to do.
 
     Raises:
         RecplugError: naming what is missing and the command or choice that mends it.
@@ -61,6 +62,12 @@ def check(
         reasons = "; ".join((why or {})[seam] for seam in missing if seam in (why or {}))
         raise RecplugError(
             f"{plugin.name} acts on {missing}, which {context.host} does not offer{reasons and ': '}{reasons}"
+        )
+    if "score" in needs.seams and (halves := sorted(needs.halves - context.halves)):
+        reasons = "; ".join((why or {})[half] for half in halves if half in (why or {}))
+        raise RecplugError(
+            f"{plugin.name} changes scores in {' and '.join(halves)}, which {context.host} does not offer"
+            f"{reasons and ': '}{reasons}"
         )
     if needs.one_of and not needs.one_of & seams:
         places = " or ".join(sorted(needs.one_of))
@@ -87,7 +94,7 @@ def build_chain(
     *,
     seams: frozenset[str] = frozenset({"items", "tables", "losses"}),
     encoder: bool = True,
-    why: Mapping[Seam, str] | None = None,
+    why: Mapping[Any, str] | None = None,
 ) -> Chain:
     """Check every plugin's requirements and build the augmentations, without touching the host's random state.
 
@@ -96,7 +103,7 @@ def build_chain(
         context: what the plugins are told.
         seams: what the host offers.
         encoder: whether the host can re-run its encoder and scores by dot product.
-        why: for a seam that the host does not offer, the reason and what to do.
+        why: as in :func:`check`.
 
     Raises:
         RecplugError: if a requirement is not met.
@@ -118,9 +125,13 @@ def build_chain(
         for name, values in settings.items():
             torch.manual_seed(context.seed)
             augmentations[name] = get(name).build(values, _after(augmentations, context))
-    scoring = [name for name, a in augmentations.items() if "score" in a.seams()]
-    if len(scoring) > 1:
-        raise RecplugError(f"{' and '.join(scoring)} both change scoring and do not compose; choose one")
+    scoring = [(name, each) for name, each in augmentations.items() if "score" in each.seams()]
+    for (before, _), (name, each) in pairwise(scoring):
+        if each.replaces:
+            raise RecplugError(
+                f"{name} with these settings makes scores of its own and would drop those of {before}; name {name} "
+                "first, or leave one out"
+            )
     return Chain(augmentations, context)
 
 

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from recplug.plugins.contract import SEAMS, Augmentation, Context, Role, Seam, Side
 from recplug.plugins.errors import RecplugError
 from recplug.plugins.nn.propagation import Adjacency
+from recplug.plugins.scoring import Scoring
 from recplug.plugins.step import Batch, RowFunction, Step
 from recplug.plugins.table import ItemTable, Table, UserTable, special_rows
 
 
-class Chain(nn.Module):
+class Chain(Scoring, nn.Module):
     """The augmentations of one backbone by plugin name; each sees the previous one's output.
 
     An adapter grafts the chain's tables, opens a :meth:`step` around each training loss, and adds
@@ -36,6 +37,7 @@ class Chain(nn.Module):
         self.plugins = nn.ModuleDict(augmentations)
         self._acting = {s: tuple(n for n, a in augmentations.items() if s in a.seams()) for s in SEAMS}
         self.host = context.host
+        self.n_items = context.n_items
         self.padding_id = context.padding_id
         self.mask_id = context.mask_id
         self.loss_reduction = context.loss_reduction
@@ -276,59 +278,6 @@ class Chain(nn.Module):
                 users, items = augmentation.propagated(users, items)
         step.propagated = users, items
         return users, items
-
-    def score(self, step: Step, base: Tensor, users: Tensor, items: Tensor) -> Tensor:
-        """Pass the host's scores through that seam: pairs (``base [b]``) or a block (``base [u, n]``).
-
-        Args:
-            step: the step in which the host has computed them.
-            base: the host's scores.
-            users: ``[b]`` or ``[u]`` user ids.
-            items: ``[b]`` or ``[n]`` item ids.
-        """
-        with self.serving(step):
-            for augmentation in self.acting("score").values():
-                base = augmentation.score(base, users, items, step)
-        return base
-
-    def score_ranking(self, step: Step, base: Tensor, users: Tensor, block: int | None = None) -> Tensor:
-        """Pass the scores of every item, ``base [u, n_items]`` for ``users [u]``, through that seam.
-
-        Args:
-            step: the step in which the host has computed them.
-            base: the host's scores.
-            users: user ids.
-            block: how many users are scored at once; None for all of them.
-        """
-        if not self.acting("score"):
-            return base
-        items, size = step.all_ids(), block or max(len(users), 1)
-        parts = [
-            self.score(step, scores, ids, items)
-            for scores, ids in zip(base.split(size), users.split(size), strict=True)
-        ]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-    def score_training(self, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
-        """Pass what a host's pairwise loss is about to compare, ``[B]`` and ``[B]``, through that seam.
-
-        Outside of a training step the scores stay as they are.
-
-        Raises:
-            RecplugError: if these are not one score each of the batch's pairs, asked for once a step.
-        """
-        step = self._step
-        if step is None or step.kind != "training" or not self.acting("score"):
-            return positive, negative
-        users, liked, others = step.batch.users, step.batch.positives, step.batch.negatives
-        if users is None or liked is None or others is None or step.scored:
-            what = "twice in a step" if step.scored else "without users, positives and negatives in the batch"
-            raise RecplugError(f"{self.host} calls its pairwise loss {what}; its scores cannot be changed")
-        if not positive.shape == negative.shape == users.shape == liked.shape == others.shape:
-            shapes = f"{tuple(positive.shape)} and {tuple(negative.shape)} for {len(users)} pairs"
-            raise RecplugError(f"{self.host} compares scores of the shapes {shapes}; they cannot be changed")
-        step.scored = True
-        return self.score(step, positive, users, liked), self.score(step, negative, users, others)
 
     def items(self, step: Step, rows: Tensor, ids: Tensor, *, role: Role, sequence: Tensor | None) -> Tensor:
         """Pass ``rows [*ids.shape, d]`` through the item seam; padding and mask rows keep the host's vector."""

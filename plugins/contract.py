@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from recplug.plugins.errors import RecplugError, did_you_mean
+from recplug.plugins.protocols import Propagate, Source, Validate
 from recplug.plugins.settings import PluginSettings
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ Role = Literal["input", "candidate"]
 Side = Literal["users", "items"]
 Seam = Literal["items", "users", "tables", "graph", "propagated", "score", "losses"]
 SEAMS: tuple[Seam, ...] = get_args(Seam)
+Half = Literal["ranking", "training"]  # of the score seam
+BOTH_HALVES: frozenset[Half] = frozenset(get_args(Half))
 
 
 @dataclass(frozen=True)
@@ -80,62 +83,6 @@ class Panel:
     marks: tuple[tuple[float, str], ...] = ()
 
 
-class Propagate(Protocol):
-    """The host's propagation rule on another graph: ``(graph, users, items) -> (users, items)``."""
-
-    def __call__(self, graph: Any, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
-        """Propagate ``users [n_users, d]`` and ``items [n_items, d]`` over ``graph``."""
-        ...
-
-
-class Source(Protocol):
-    """A second domain, present in :attr:`Context.source` only when one is configured.
-
-    A plugin keeps :attr:`model` as a child module, so that the host's optimiser trains it and checkpoints save it, and
-    adds :meth:`loss` to its losses. What the source draws (order, negatives, dropout) comes from a random state of its
-    own: the host's draws are those of a run without a source.
-    """
-
-    @property
-    def name(self) -> str:
-        """The source's data set."""
-        ...
-
-    @property
-    def model(self) -> nn.Module:
-        """The source's backbone, of the host's class, with the plugins that can act there too."""
-        ...
-
-    @property
-    def links(self) -> Tensor:
-        """``[n, 2]`` int64 (source user id, target user id): the same person, who trains in both; never padding."""
-        ...
-
-    @property
-    def held_out(self) -> Tensor:
-        """``[m, 2]`` int64: such pairs that no loss may read, for diagnostics."""
-        ...
-
-    def next_batch(self) -> Any:
-        """The source's next training batch, on its device; a loader that is used up begins anew, in another order."""
-        ...
-
-    def loss(self) -> Tensor:
-        """``[]``: the source model's whole training loss on its next batch, a mean or a sum as the host's own is."""
-        ...
-
-    def encode_users(self, ids: Tensor) -> Tensor:
-        """``ids [b]`` of source users to ``[b, d]`` vectors (:meth:`Step.vectors_of` of the latest step there).
-
-        With a gradient in training. After :meth:`loss` a backbone that propagates need not do so again.
-        """
-        ...
-
-    def share_seen(self) -> float:
-        """How much of the source's training data this epoch has seen so far; 2 where it went through them twice."""
-        ...
-
-
 @dataclass(frozen=True)
 class Context:
     """What a plugin is told about the backbone and the data when it builds an augmentation.
@@ -161,7 +108,7 @@ class Context:
         free_width: whether the *propagated* seam may return nodes of another width, because the host takes their dot
             product and nothing else.
         others_nodes: whether the host's loss reads users, or propagated nodes, that the batch does not name.
-        scores: whether the host offers the *score* seam, for plugins that act there or elsewhere.
+        halves: the halves of the *score* seam that the host offers, for plugins that act there or elsewhere.
         cache: a folder for what is dear to compute and depends on the data alone, or None.
     """
 
@@ -185,7 +132,7 @@ class Context:
     neighbours: Mapping[str, Neighbours] = field(default_factory=dict)
     free_width: bool = False
     others_nodes: bool = False
-    scores: bool = False
+    halves: frozenset[Half] = frozenset()
     cache: Path | None = None
 
     def content(self, names: Sequence[str] | None, *, of: str) -> list[Modality]:
@@ -211,6 +158,7 @@ class Requirements:
             ``optional``, exactly the methods it overrides.
         one_of: seams of which the builder takes the one that suits the host, if there are any.
         optional: seams on which it acts too where the host offers them.
+        halves: which halves of the *score* seam it needs, where it acts there.
         families: the backbone families it can be grafted onto.
         modalities: how many content sources it needs at least.
         factors: whether it needs factor profiles.
@@ -223,6 +171,7 @@ class Requirements:
     seams: frozenset[Seam]
     one_of: frozenset[Seam] = frozenset()
     optional: frozenset[Seam] = frozenset()
+    halves: frozenset[Half] = BOTH_HALVES
     families: frozenset[Family] = frozenset({"sequential", "graph"})
     modalities: int = 0
     factors: bool = False
@@ -240,11 +189,21 @@ class Augmentation(nn.Module):
     an augmentation that leaves candidates alone spares the host's full softmax a fused table. :attr:`by_item` says in
     which roles an item's row depends on the item alone, whatever the history: the adapter then fuses each item once a
     step and gathers. Where it names both roles, an item has the same row in both.
+
+    Of an augmentation that changes scores, :attr:`halves` says where: in the *ranking* (blocks, and the pairs of
+    ``predict`` and of sampled candidates), in *training* (the pairs that the host's loss compares), or in both.
+    :attr:`replaces` says that it takes no notice of ``base``, so that none that changes scores may come before it;
+    :attr:`whole_rows`, that it reads a user's ``base`` over all items: it is asked for blocks of every item alone, and
+    an adapter takes pairs out of these. Where :attr:`untrained` is True no epoch is run.
     """
 
     step: Step | None = None
     roles: frozenset[Role] = frozenset({"input", "candidate"})
     by_item: frozenset[Role] = frozenset()
+    halves: frozenset[Half] = BOTH_HALVES
+    replaces: bool = False
+    whole_rows: bool = False
+    untrained: bool = False
     _methods: ClassVar[tuple[Seam, ...]] = SEAMS
 
     def seams(self) -> frozenset[Seam]:
@@ -289,7 +248,7 @@ class Augmentation(nn.Module):
         return users, items
 
     def propagated_width(self, width: int) -> int:
-        """The width that :meth:`propagated` makes of ``width``; the next plugin is built for it."""
+        """The width of what :meth:`propagated` makes of nodes of ``width``; the next plugin is built for it."""
         return width
 
     def score(self, base: Tensor, users: Tensor, items: Tensor, step: Step) -> Tensor:
@@ -301,10 +260,14 @@ class Augmentation(nn.Module):
         (``items is step.batch.positives``), then for its negatives, both beside ``step.batch.users``. A step of the
         kind ``"call"`` (dynamic negative sampling; scores under a gradient) asks once and remembers nothing.
 
+        In the ranking half ``step.batch`` holds what the host is shown: the users' histories, ``sequence [u, L]`` and
+        ``lengths [u]``, on a sequential host, and of people without a row of their own on any; a pair has a history of
+        its own.
+
         Args:
             base: the host's scores: ``[b]`` for pairs, ``[u, n]`` for a block. Return it as it is to change nothing.
-            users: ``[b]`` or ``[u]`` user ids.
-            items: ``[b]`` or ``[n]`` item ids; ``step.all_ids()`` itself where a block holds every item.
+            users: ``[b]`` or ``[u]`` user ids; padding for people who are not the data's.
+            items: ``[b]`` or ``[n]`` item ids; all in their order where a block holds every item.
             step: the step under way; its ``kind`` says whether this is training.
 
         Returns:
@@ -321,6 +284,19 @@ class Augmentation(nn.Module):
 
     def on_evaluation_end(self, epoch: int, score: float) -> None:
         """Called after every validation with the epoch and the validation score."""
+
+    def after_training(self, validate: Validate) -> dict[str, Any]:
+        """Called once, with the best parameters, before the test; may fit a few constants by the validation score.
+
+        They are buffers, so that they are saved.
+
+        Args:
+            validate: asks for the score; the module sees no validation data itself.
+
+        Returns:
+            What was fitted, for ``result.json``; nothing where nothing was.
+        """
+        return {}
 
     def diagnostics(self) -> dict[str, Panel | Tensor]:
         """What the module learned, by name: pictures (:class:`Panel`) and plain arrays."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -24,7 +25,7 @@ BLOCK = 65_536  # rows that an evaluation computes at once
 
 @dataclass(frozen=True)
 class Batch:
-    """Ids of one training batch; what the host's loss does not use is None.
+    """Ids of one training batch, or of a block that is ranked; what the host does not use is None.
 
     Attributes:
         users: ``[B]`` user ids.
@@ -61,7 +62,7 @@ class Step:
     Args:
         chain: the augmentations and the tables they act on.
         kind: ``"training"``, ``"evaluation"`` (memory is kept until the model changes) or ``"call"`` (a single use).
-        batch: the batch's ids; empty outside training.
+        batch: the batch's ids; outside of training empty, but while scores are being changed (:meth:`showing`).
         whole_table: whether every row may be asked for: the host scores against all items, or reads beyond the batch.
         score_is_dot: whether the host scores by the dot product with the candidate table.
     """
@@ -89,6 +90,15 @@ class Step:
         self._known: dict[str, _Known] = {}
         self._asked: tuple[Tensor, Tensor | None] | None = None
         self._all_ids: Tensor | None = None
+
+    @contextmanager
+    def showing(self, batch: Batch) -> Iterator[None]:
+        """Hold what the host is shown while a block's scores are being changed."""
+        previous, self.batch = self.batch, batch
+        try:
+            yield
+        finally:
+            self.batch = previous
 
     def table(self, side: Side) -> Tensor:
         """The host's whole raw table after the *tables* seam: ``[n_rows, d]``."""
@@ -230,7 +240,7 @@ class Step:
     def _rows(self, ids: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         if self._asked is not None:
             return self._asked
-        items = self.batch.items()
+        items = self.batch.items() if self.kind == "training" else []
         if not items and ids is not None:
             items = [ids.reshape(-1)]
         answer = self._distinct(items)

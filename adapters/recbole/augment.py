@@ -87,7 +87,7 @@ def _host(model_class: type, names: Sequence[str], table: str | None, users: str
             role="candidate",
             beyond_batch=True,
             others_nodes=True,
-            no_scores="plugins can change scores where exactly one BPRLoss compares those of the batch's pairs",
+            no_scores="plugins change scores in training where exactly one BPRLoss compares those of the batch's pairs",
         )
     if names or not issubclass(model_class, AbstractRecommender):
         kind = "is neither a sequential nor a general model of RecBole"

@@ -9,12 +9,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from recplug.plugins.contract import Modality, Propagate
+from recplug.plugins.contract import Modality
 from recplug.plugins.magnet.losses import view_contrast
 from recplug.plugins.magnet.module import Magnet
 from recplug.plugins.magnet.router import HIDDEN, Routing, mixture, route
 from recplug.plugins.magnet.settings import MagnetSettings
 from recplug.plugins.nn.propagation import Adjacency
+from recplug.plugins.protocols import Propagate
 from recplug.plugins.step import Step
 
 FLOAT = 4  # bytes
@@ -86,6 +87,7 @@ class MagnetPairs(Magnet):
             of_pairs=True,
             seed=seed,
         )
+        self.replaces = settings.base == "none" or (settings.base == "views" and induced is not None)
         self.induced = induced  # graphs are no buffers: DDP would send them at every step
         self.observed: Adjacency | None = None
         self.propagate = propagate

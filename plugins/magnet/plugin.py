@@ -37,7 +37,7 @@ def build(settings: MagnetSettings, context: Context) -> Magnet:
     modalities = context.content(settings.modalities, of="magnet")
     if not modalities:
         raise RecplugError("magnet.modalities is empty, and MAGNET mixes behaviour with content; name one")
-    if settings.mode == "pair" or (settings.mode == "auto" and context.scores):
+    if settings.mode == "pair" or (settings.mode == "auto" and "training" in context.halves):
         return _pairs(settings, context, modalities)
     if settings.mode == "auto":
         log.info("magnet: %s does not let plugins change scores; items are routed by themselves", context.host)

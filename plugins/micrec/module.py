@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from recplug.plugins.contract import Augmentation, Panel, Side, Source
+from recplug.plugins.contract import Augmentation, Panel, Side
 from recplug.plugins.micrec.losses import SelfEnhanced
 from recplug.plugins.micrec.neighbours import Content
 from recplug.plugins.micrec.refinement import borrowing, refining
@@ -17,6 +17,7 @@ from recplug.plugins.micrec.templates import Templates
 from recplug.plugins.micrec.transfer import Transfer
 from recplug.plugins.nn.knn import Neighbours
 from recplug.plugins.nn.propagation import Adjacency
+from recplug.plugins.protocols import Source
 from recplug.plugins.step import Step
 
 log = logging.getLogger("recplug")

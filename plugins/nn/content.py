@@ -1,4 +1,4 @@
-"""Frozen content of items: their kNN graph over all modalities, and vectors of unit length."""
+"""Frozen content of items: their kNN graphs over all modalities, and vectors of unit length."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recplug.plugins.contract import Modality
+from recplug.plugins.errors import RecplugError
 from recplug.plugins.nn.knn import Neighbours, item_graph, kneighbours
 from recplug.plugins.nn.propagation import Adjacency
 
@@ -51,6 +52,55 @@ def content_graph(
             found[modality.name] = kneighbours(modality.values, modality.present, k, include_self=True, cache=cache)
     weights = modality_weights(list(found), image_weight)
     return item_graph(found, weights, n_rows=n_rows, normalise="symmetric" if symmetric else "row")
+
+
+def similarity_graph(
+    modalities: Sequence[Modality],
+    given: Mapping[str, Neighbours],
+    *,
+    n_rows: int,
+    k: int,
+    image_weight: float,
+    cache: Path | None = None,
+) -> Adjacency:
+    r"""Which items are alike, :math:`C = \sum_m w_m D_m^{-1/2} \max(A_m, A_m^\top) D_m^{-1/2}`, symmetric.
+
+    :math:`A_m` is the binary kNN graph of one modality, without the items themselves. Where an item has neighbours in
+    some modalities only, its edges there are scaled up, by the root of the share that both of an edge's items have.
+
+    Args:
+        modalities: content, each row a row of the item table.
+        given: neighbours that came with the data, which are not computed again; at most ``k`` of them count.
+        n_rows: rows of the item table; further rows than content has no edges.
+        k: neighbours an item.
+        image_weight: see :func:`modality_weights`.
+        cache: a folder for what was computed.
+
+    Returns:
+        Adjacency ``[n_rows, n_rows]``, float32, eigenvalues from -1 to 1 where every item has every modality.
+    """
+    weights = modality_weights([m.name for m in modalities], image_weight)
+    parts, share = [], None
+    for modality in modalities:
+        near = given.get(modality.name) or kneighbours(modality.values, modality.present, k, cache=cache)
+        own = torch.arange(len(near.index), device=near.index.device).unsqueeze(1)  # [n, 1]
+        valid = near.valid & (near.index != own)
+        valid &= valid.cumsum(dim=1) <= k
+        row, place = valid.nonzero(as_tuple=True)
+        edges = torch.stack([row, near.index[row, place]])  # [2, e]
+        keys = torch.unique(torch.cat([edges[0] * n_rows + edges[1], edges[1] * n_rows + edges[0]]))
+        edges = torch.stack([keys // n_rows, keys % n_rows])
+        degree = torch.bincount(edges[0], minlength=n_rows)  # [n_rows]
+        scale = degree.double().clamp(min=1).rsqrt()
+        parts.append((edges, weights[modality.name] * scale[edges[0]] * scale[edges[1]]))
+        known = weights[modality.name] * (degree > 0).double()
+        share = known if share is None else share + known
+    if share is None:
+        raise RecplugError("a graph of similar items needs content; give a feature table")
+    edges, values = (torch.cat(part, dim=-1) for part in zip(*parts, strict=True))
+    scale = torch.where(share > 0, share, 1.0).rsqrt()
+    values = values * scale[edges[0]] * scale[edges[1]]
+    return Adjacency.of(edges, values.float(), (n_rows, n_rows), symmetric=True)
 
 
 def _with_itself(given: Neighbours, present: Tensor, k: int) -> Neighbours:

@@ -190,7 +190,7 @@ def _context(
         loss_reduction=backbone.loss_reduction,
         source=source,
         free_width=isinstance(backbone, ToyPropagation) and backbone.free_width,
-        scores="score" in backbone.seams,
+        halves=backbone.halves,
     )
 
 
@@ -215,6 +215,8 @@ def cases(plugin: Plugin, settings: Mapping[str, Any] | None = None, hosts: Iter
             f"none of the toy hosts is of a family that {plugin.name} declares: {sorted(needs.families)}"
         )
     fitting = [(case, toy) for case, toy in toys if needs.seams <= toy.seams]
+    if "score" in needs.seams:
+        fitting = [(case, toy) for case, toy in fitting if needs.halves <= toy.halves]
     if not fitting:
         missing = sorted(needs.seams - frozenset().union(*(toy.seams for _, toy in toys)))
         seams = missing or f"{sorted(needs.seams)} together"

@@ -37,6 +37,7 @@ from recplug.plugins.testing.losses import check_no_losses as check_no_losses
 from recplug.plugins.testing.mechanisms import check_mechanisms
 from recplug.plugins.testing.rules import CHECKS, BrokenContract, require, rule
 from recplug.plugins.testing.scores import check_pairs as check_pairs
+from recplug.plugins.testing.scores import check_shown as check_shown
 from recplug.plugins.testing.scores import check_training_pairs as check_training_pairs
 from recplug.plugins.testing.shapes import check_seams as check_seams
 from recplug.plugins.testing.shapes import check_shapes as check_shapes

@@ -35,7 +35,7 @@ class ToyHost(nn.Module):
         ItemTable.graft(backbone.items, self.chain, role="candidate" if backbone.family == "graph" else None)
         if isinstance(backbone, ToyGraph):
             UserTable.graft(backbone.users, self.chain)
-            if "score" in backbone.seams:
+            if "training" in backbone.halves:
                 backbone.pair_loss.__dict__["chain"] = self.chain
                 backbone.pair_loss.register_forward_pre_hook(_through_scores)
         if isinstance(backbone, ToySequence):
@@ -92,14 +92,23 @@ class ToyHost(nn.Module):
         with self.chain.asking() as step:
             scores = self.backbone.scores(batch)
             if batch.users is not None:
-                scores = self.chain.score_ranking(step, scores, batch.users)
+                scores = self.chain.score_ranking(step, scores, batch.users, shown=self.shown(batch))
         self.train(training)
         return scores
+
+    def shown(self, batch: Batch) -> Batch:
+        """What the backbone reads of a batch that is ranked."""
+        if isinstance(self.backbone, ToyGraph):
+            return Batch(users=batch.users)
+        return Batch(users=batch.users, sequence=batch.sequence, lengths=batch.lengths)
 
     @torch.no_grad()
     def pairs(self, users: Tensor, items: Tensor) -> Tensor:
         """The scores ``[b]`` of ``users [b]`` with ``items [b]``, as an evaluation computes them."""
         assert isinstance(self.backbone, ToyGraph)
+        if self.chain.by_whole_rows():
+            some, place = torch.unique(users, return_inverse=True)
+            return self.scores(Batch(users=some))[place, items]
         training = self.training
         self.eval()
         with self.chain.asking() as step:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from recplug.plugins.step import Batch
 from recplug.plugins.testing.case import N_ITEMS, N_USERS, Case
 from recplug.plugins.testing.host import ToyHost
 from recplug.plugins.testing.rules import require, rule
@@ -38,7 +39,8 @@ def check_pairs(case: Case) -> None:
         whole = host.chain.score_ranking(step, ranks, users)
         for block in (1, 5):
             _same(host.chain.score_ranking(step, ranks, users, block), whole, f"blocks of {block} user(s)")
-        _same(host.chain.score(step, ranks[:, some], users, some), whole[:, some], "blocks of some items")
+        if not host.chain.by_whole_rows():
+            _same(host.chain.score(step, ranks[:, some], users, some), whole[:, some], "blocks of some items")
     pairs = host.pairs(users.repeat_interleave(N_ITEMS), items.repeat(len(users)))
     _same(pairs.reshape(len(users), -1), whole, "pairs")
     few = host.pairs(users.repeat_interleave(len(some)), some.repeat(len(users)))
@@ -48,7 +50,7 @@ def check_pairs(case: Case) -> None:
 @rule("a training step compares the scores by which items are ranked")
 def check_training_pairs(case: Case) -> None:
     """With dropout off, so that both are the same to rounding."""
-    if (found := _scoring(case)) is None:
+    if (found := _scoring(case)) is None or not found[0].chain.scoring("training"):
         return
     host, backbone = found
     batch, seen = case.batch(), []
@@ -63,3 +65,20 @@ def check_training_pairs(case: Case) -> None:
     rows = torch.arange(len(ranks), device="cpu")
     for scores, ids, what in zip(seen, (batch.positives, batch.negatives), ("positives", "negatives"), strict=True):
         _same(scores, ranks[rows, ids], f"scores of {what}")
+
+
+@rule("the scores of a history depend on it, in its own order, and not on the others that are ranked with it")
+def check_shown(case: Case) -> None:
+    """Of what changes the ranking of a sequential host: in blocks, and beside other histories."""
+    host, batch = case.build().eval(), case.batch()
+    if case.backbone().family != "sequential" or not host.chain.scoring("ranking"):
+        return
+    assert batch.users is not None
+    whole = host.scores(batch)
+    for rows in (slice(1), slice(1, 4)):
+        part = Batch(**{name: None if ids is None else ids[rows] for name, ids in vars(batch).items()})
+        _same(host.scores(part), whole[rows], "the scores of some users")
+    with torch.no_grad(), host.chain.asking() as step:
+        base = host.backbone.scores(batch)
+        blocks = host.chain.score_ranking(step, base, batch.users, 2, shown=host.shown(batch))
+    _same(blocks, whole, "blocks of 2 users")

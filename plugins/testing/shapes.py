@@ -18,6 +18,9 @@ def check_seams(case: Case) -> None:
     needs, found = case.plugin.requirements(case.settings), augmentation.seams()
     sure = found - needs.one_of - needs.optional
     require(needs.seams == sure, f"declared {sorted(needs.seams)}, found {sorted(sure)}")
+    if "score" in sure:
+        halves = sorted(augmentation.halves)
+        require(needs.halves == augmentation.halves, f"declared the halves {sorted(needs.halves)}, found {halves}")
     if needs.one_of:
         taken = sorted(needs.one_of & found)
         require(len(taken) == 1, f"declared one of {sorted(needs.one_of)}, found {taken}")
@@ -61,10 +64,10 @@ def check_shapes(case: Case) -> None:
             host.backbone.loss(batch)  # propagates
             assert batch.users is not None
             assert batch.positives is not None
-            for ids, base in [
-                (batch.positives, host.backbone.pairs(batch.users, batch.positives)),
-                (step.all_ids(), host.backbone.scores(batch)),
-            ]:
+            asked = [(step.all_ids(), host.backbone.scores(batch))]
+            if not augmentation.whole_rows:
+                asked.append((batch.positives, host.backbone.pairs(batch.users, batch.positives)))
+            for ids, base in asked:
                 _like(augmentation.score(base, batch.users, ids, step), base, "score()")
         if histories:
             step.encoder = lambda: host.backbone.encode(batch)

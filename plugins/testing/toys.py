@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recplug.plugins.contract import Family, Seam
+from recplug.plugins.contract import BOTH_HALVES, Family, Half, Seam
 from recplug.plugins.nn.propagation import Adjacency, lightgcn
 from recplug.plugins.step import Batch
 
@@ -30,7 +30,8 @@ class ToySequence(nn.Module):
 
     family: ClassVar[Family] = "sequential"
     loss_reduction: ClassVar[Literal["mean", "sum"]] = "mean"
-    seams: ClassVar[frozenset[Seam]] = frozenset({"items", "tables", "losses"})
+    seams: ClassVar[frozenset[Seam]] = frozenset({"items", "tables", "score", "losses"})
+    halves: ClassVar[frozenset[Half]] = frozenset({"ranking"})
     mask_id: int | None
 
     def __init__(
@@ -98,6 +99,7 @@ class ToyGraph(nn.Module):
 
     family: ClassVar[Family] = "graph"
     seams: ClassVar[frozenset[Seam]] = frozenset({"items", "users", "tables", "score", "losses"})
+    halves: ClassVar[frozenset[Half]] = BOTH_HALVES
     mask_id: int | None = None
     loss_type = "bpr"
     loss_reduction: ClassVar[Literal["mean", "sum"]] = "mean"
@@ -191,7 +193,7 @@ class ToyPropagation(ToyGraph):
 class ToyDecoder(ToyPropagation):
     """A :class:`ToyPropagation` scored by a bilinear form, which fixes its nodes' width; its loss is a sum.
 
-    No module compares its scores, so that nothing can change them.
+    No module compares its scores, so that nothing can change them in training.
 
     Args:
         n_users, n_items: counts with the padding rows.
@@ -199,7 +201,7 @@ class ToyDecoder(ToyPropagation):
         width: d.
     """
 
-    seams = ToyPropagation.seams - {"score"}
+    halves = frozenset({"ranking"})
     free_width = False
     loss_reduction = "sum"
 

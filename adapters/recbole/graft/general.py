@@ -16,9 +16,17 @@ from torch import Tensor, nn
 from recplug.adapters.recbole.compat.patching import replaced
 from recplug.adapters.recbole.graft.base import OWN, Grafted
 from recplug.adapters.recbole.graft.fast_products import fast_forward
-from recplug.adapters.recbole.graft.score_seam import pairwise_losses, score_block, score_through
+from recplug.adapters.recbole.graft.score_seam import (
+    pair_by_pair,
+    pairs_of,
+    pairwise_losses,
+    rank,
+    ranks_everything,
+    score_block,
+    score_through,
+)
 from recplug.plugins.chain import Chain, versions_of
-from recplug.plugins.contract import Context, Seam
+from recplug.plugins.contract import BOTH_HALVES, Context, Seam
 from recplug.plugins.errors import RecplugError
 from recplug.plugins.nn.propagation import Adjacency, lightgcn
 from recplug.plugins.step import Step
@@ -38,14 +46,14 @@ class GraftedNodes(Grafted):
         if self.recplug_fast:
             self._recplug_forward = fast_forward(self.recplug_base)
         # A propagating host reads its whole tables in every step, and so may what changes scores (Step.nodes).
-        self.recplug_whole_table = bool(self.recplug_host.nodes or self.recplug.acting("score"))
+        self.recplug_whole_table = bool(self.recplug_host.nodes or self.recplug.scoring("training"))
         if self.recplug_names and self.recplug_host.nodes not in ("", "forward"):
             encoder: nn.Module = getattr(self, self.recplug_host.nodes)
             encoder.__dict__["recplug_chain"] = self.recplug
             encoder.register_forward_hook(_through_chain)
         if self.recplug.propagates:
             self.recplug.vectors = self._recplug_vectors
-        if self.recplug.acting("score"):
+        if self.recplug.scoring("training"):
             score_through(self.recplug, self.get_submodule(self._recplug_pair_loss()))  # type: ignore[attr-defined]
 
     def _recplug_seams(self) -> frozenset[Seam]:
@@ -54,8 +62,6 @@ class GraftedNodes(Grafted):
             seams.discard("propagated")
         if not isinstance(getattr(self, self.recplug_host.graph or "", None), Adjacency):
             seams.discard("graph")
-        if self._recplug_pair_loss():
-            seams.add("score")
         return frozenset(seams)
 
     def _recplug_pair_loss(self) -> str:
@@ -90,7 +96,7 @@ class GraftedNodes(Grafted):
             width=width,
             free_width=self.recplug_host.free_width,
             others_nodes=self.recplug_host.others_nodes,
-            scores="score" in self._recplug_seams(),
+            halves=BOTH_HALVES if self._recplug_pair_loss() else context.halves,
             propagate=functools.partial(lightgcn, layers=int(layers)),
         )
 
@@ -168,9 +174,11 @@ class GraftedNodes(Grafted):
     def predict(self, interaction: Any) -> Tensor:
         """The host's scores of pairs ``[b]``, by nodes that fit its parameters, through the plugins."""
         self._recplug_refresh()
-        if not self.recplug.acting("score"):
+        if not self.recplug.scoring("ranking"):
             return super().predict(interaction)  # type: ignore[misc]
         with self._recplug_asking() as step:
+            if self.recplug.by_whole_rows():
+                return pairs_of(functools.partial(self._recplug_rank, step=step), self, interaction)
             base = super().predict(interaction)  # type: ignore[misc]
             users, items = interaction[self.USER_ID], interaction[self.ITEM_ID]  # type: ignore[attr-defined]
             return self.recplug.score(step, base, users, items)
@@ -178,13 +186,17 @@ class GraftedNodes(Grafted):
     def full_sort_predict(self, interaction: Any) -> Tensor:
         """The host's scores of every item ``[B * n_items]``, by nodes that fit its parameters, through the plugins."""
         self._recplug_refresh()
-        if not self.recplug.acting("score"):
+        if not self.recplug.scoring("ranking"):
             return super().full_sort_predict(interaction)  # type: ignore[misc]
         with self._recplug_asking() as step:
-            base = super().full_sort_predict(interaction)  # type: ignore[misc]
-            users = interaction[self.USER_ID]  # type: ignore[attr-defined]
-            ranking = self.recplug.score_ranking(step, base.reshape(len(users), -1), users, self.recplug_block)
-            return ranking.reshape(base.shape)
+            return self._recplug_rank(interaction, step).reshape(-1)
+
+    def _recplug_rank(self, interaction: Any, step: Step) -> Tensor:
+        """``[B, n_items]``; what the host keeps between two batches may be an earlier step's."""
+        host = super().full_sort_predict  # type: ignore[misc]
+        if not ranks_everything(self):
+            host = functools.partial(pair_by_pair, super().predict, self, n_items=self.recplug.n_items)  # type: ignore[misc]
+        return rank(self, host, interaction, step, self.recplug_block)
 
     @contextmanager
     def _recplug_asking(self) -> Iterator[Step]:

@@ -6,7 +6,7 @@ import importlib.util
 from dataclasses import dataclass
 from typing import Literal
 
-from recplug.plugins.contract import Family, Role, Seam
+from recplug.plugins.contract import BOTH_HALVES, Family, Half, Role, Seam
 from recplug.plugins.errors import RecplugError
 
 Status = Literal["supported", "restricted", "refused"]
@@ -40,7 +40,7 @@ class Host:
         beyond_batch: whether its loss asks for items that the batch does not hold.
         needs: a module that it imports in training and RecBole does not install; empty where there is none.
         pair_loss: the attribute of its ``BPRLoss``, which compares the plain scores of the batch's pairs; empty where
-            plugins cannot change scores.
+            plugins cannot change scores in training.
         no_scores: why they cannot.
     """
 
@@ -69,7 +69,7 @@ class Host:
 
     def seams(self) -> frozenset[Seam]:
         """Where augmentations can act."""
-        found: set[Seam] = {"losses"}
+        found: set[Seam] = {"losses", "score"}
         if self.table:
             found |= {"items", "tables"}
         if self.users:
@@ -78,18 +78,20 @@ class Host:
             found |= {"propagated"}
         if self.graph:
             found |= {"graph"}
-        if self.pair_loss:
-            found |= {"score"}
         return frozenset(found)
 
-    def why(self) -> dict[Seam, str]:
-        """For a seam that is not offered: the reason, and what to do."""
-        found: dict[Seam, str] = {}
+    def halves(self) -> frozenset[Half]:
+        """The halves of the score seam: every host ranks, and some compare pairs in training."""
+        return BOTH_HALVES if self.pair_loss else frozenset({"ranking"})
+
+    def why(self) -> dict[Seam | Half, str]:
+        """For a seam, or a half of the score seam, that is not offered: the reason, and what to do."""
+        found: dict[Seam | Half, str] = {}
         with_graph = ", ".join(host.name for host in HOSTS.values() if host.graph)
         found["graph"] = f"edges are dropped on {with_graph} with fast_propagation, not here; set edge_dropout to 0"
         if not self.pair_loss:
             others = ", ".join(host.name for host in HOSTS.values() if host.pair_loss)
-            found["score"] = f"{self.no_scores}; use the plugin's node mode, if it has one, or one of {others}"
+            found["training"] = f"{self.no_scores}; use the plugin's node mode, if it has one, or one of {others}"
         return found
 
 

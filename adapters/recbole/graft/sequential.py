@@ -12,6 +12,7 @@ from torch import Tensor
 from recplug.adapters.recbole.data.interactions import interactions
 from recplug.adapters.recbole.graft.base import Grafted
 from recplug.adapters.recbole.graft.hosts import HOSTS
+from recplug.adapters.recbole.graft.score_seam import pairs_of, rank, score_block
 from recplug.adapters.recbole.graft.trimming import encode_trimmed
 from recplug.plugins.errors import RecplugError
 
@@ -26,6 +27,7 @@ class GraftedSequences(Grafted):
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         self.recplug_whole_table = config["loss_type"] == "CE"
+        self.recplug_block = score_block(config["score_block"])
         self.recplug_trim = self._recplug_trims(config)
         self.recplug_history: Tensor | None = None
         if config["mask_history"]:
@@ -78,9 +80,23 @@ class GraftedSequences(Grafted):
         given = {"users": users, "sequence": sequence, "lengths": lengths}
         return self(*(given[name] for name in self._recplug_arguments()))  # type: ignore[operator]
 
+    def predict(self, interaction: Any) -> Tensor:
+        """The host's scores of pairs ``[b]``, through the plugins."""
+        if not self.recplug.scoring("ranking"):
+            return super().predict(interaction)  # type: ignore[misc]
+        return pairs_of(self._recplug_rank, self, interaction)
+
+    def _recplug_rank(self, interaction: Any) -> Tensor:
+        """``[B, n_items]``, before anything is masked."""
+        with self.recplug.asking() as step:
+            return rank(self, super().full_sort_predict, interaction, step, self.recplug_block)  # type: ignore[misc]
+
     def full_sort_predict(self, interaction: Any) -> Tensor:
-        """The host's scores of every item ``[B * n_items]``; what a user has had ranks last with ``mask_history``."""
-        scores = super().full_sort_predict(interaction)  # type: ignore[misc]
+        """The scores of every item ``[B * n_items]``, through the plugins; ``mask_history`` puts those had last."""
+        if self.recplug.scoring("ranking"):
+            scores = self._recplug_rank(interaction).reshape(-1)
+        else:
+            scores = super().full_sort_predict(interaction)  # type: ignore[misc]
         if self.recplug_history is None:
             return scores
         users = interaction[self.USER_ID]  # type: ignore[attr-defined]

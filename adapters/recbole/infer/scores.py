@@ -15,12 +15,10 @@ from torch import Tensor
 from recplug.adapters.recbole.compat.patching import replaced
 from recplug.adapters.recbole.compat.remedies import recbole_compat
 from recplug.adapters.recbole.data.sampling import MOST_SCORES, USERS_A_BATCH
+from recplug.adapters.recbole.graft.score_seam import pair_by_pair, ranks_everything
 from recplug.adapters.recbole.infer.histories import Askers
 from recplug.adapters.recbole.infer.top_k import SCHEMA
-from recplug.adapters.recbole.train.target_ranks import ranks_everything
 from recplug.plugins.errors import RecplugError
-
-PAIRS = 2**17  # that a model which scores pair by pair is asked for at once
 
 
 def default_batch(n_items: int) -> int:
@@ -80,9 +78,9 @@ def _history(model: Any, askers: Askers) -> dict[str, Tensor]:
 def _scored(model: Any, fields: dict[str, Tensor], n: int, n_items: int) -> Tensor:
     asked = Interaction(fields).to(model.device)
     try:
-        if ranks_everything(model):
+        if ranks_everything(model) or model.recplug.scoring("ranking"):
             return model.full_sort_predict(asked).reshape(n, n_items)
-        return _pair_by_pair(model, asked, n_items)
+        return pair_by_pair(model.predict, model, asked, n_items).reshape(n, n_items)
     except KeyError as error:
         host, field = model.recplug_host.name, error.args[0] if error.args else ""
         if field == model.USER_ID:
@@ -95,20 +93,6 @@ def _scored(model: Any, fields: dict[str, Tensor], n: int, n_items: int) -> Tens
         raise RecplugError(
             f"{host} reads '{field}' beside users and their items, which cannot be made up here; use its own evaluation"
         ) from error
-
-
-def _pair_by_pair(model: Any, asked: Interaction, n_items: int) -> Tensor:
-    """``[n, n_items]`` of a host that scores pairs only."""
-    items = torch.arange(n_items, device=model.device)
-    rows = []
-    for row in range(len(asked)):
-        parts = []
-        for block in items.split(PAIRS):
-            pairs = asked[row : row + 1].repeat(len(block))
-            pairs.update(Interaction({model.ITEM_ID: block}))
-            parts.append(model.predict(pairs).reshape(-1))
-        rows.append(torch.cat(parts))
-    return torch.stack(rows)
 
 
 def best(scores: Tensor, k: int, candidates: Tensor | None) -> tuple[Tensor, Tensor]:

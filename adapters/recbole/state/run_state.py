@@ -108,6 +108,18 @@ class Progress:
             self._waiting = None
         self.settled = epoch
 
+    def replace_checkpoint(self, content: Mapping[str, Any]) -> None:
+        """Write the best epoch's checkpoint anew, after training, and let the state name it."""
+        self._waiting = self._directory.waiting(self.settled)
+        torch.save(dict(content), self._waiting)
+        if self._keep:
+            state = read_state(self._directory)
+            state["checkpoint"] = {"name": self._waiting.name, "sha256": _sha256(self._waiting)}
+            with replacing(self._directory.state) as partial, partial.open("wb") as file:
+                torch.save(state, file)
+        os.replace(self._waiting, self._directory.checkpoint)
+        self._waiting = None
+
     def drop(self) -> None:
         """Remove a checkpoint that is of no whole epoch."""
         if self._waiting is not None:

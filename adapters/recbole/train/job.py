@@ -21,15 +21,17 @@ from recplug.adapters.recbole.data.loaders import make_loaders
 from recplug.adapters.recbole.data.sampling import use_fast_sampling, use_fused_adam
 from recplug.adapters.recbole.graft.base import check_config
 from recplug.adapters.recbole.graft.hosts import check_installed
+from recplug.adapters.recbole.graft.score_seam import ranks_everything
 from recplug.adapters.recbole.state.adapter_file import load_adapter, warm_start
 from recplug.adapters.recbole.state.previous_run import Before, check_same
 from recplug.adapters.recbole.state.run_directory import RunDirectory
 from recplug.adapters.recbole.state.run_state import Progress, can_be_kept, read_state
 from recplug.adapters.recbole.state.spec import Asked, parameters, versions
 from recplug.adapters.recbole.train import item_groups, precision
+from recplug.adapters.recbole.train.after_training import Validation, fit_after_training, untrained
 from recplug.adapters.recbole.train.artifacts import leave, mean, source_result
 from recplug.adapters.recbole.train.callbacks import after_validation, log_file, peak_memory, shown, watch
-from recplug.adapters.recbole.train.target_ranks import ranks_everything, target_ranks, write_ranks
+from recplug.adapters.recbole.train.target_ranks import target_ranks, write_ranks
 from recplug.plugins.errors import RecplugError
 from recplug.plugins.registry import get, manager
 from recplug.plugins.settings import idle
@@ -183,7 +185,6 @@ class Job(Asked):
             "fast_propagation": model.recplug_fast,
             "shuffle_features": bool(config["shuffle_features"]),
             "drop_features": float(config["drop_features"] or 0.0),
-            "factor_min_group": config["factor_min_group"],
             "factor_control": config["factor_control"],
             "settings": {name: s.model_dump() for name, s in model.recplug_resolved.items()},
             "parameters": parameters(model),
@@ -212,6 +213,7 @@ class Job(Asked):
                 self._validated(config, trainer.best_valid_score, trainer.best_valid_result)
                 raise
             self._validated(config, score, best)
+            self._fit_plugins(trainer, model, valid_data)
             if not self.test:
                 return model
             with trusted_checkpoints(self.directory.path):
@@ -273,9 +275,19 @@ class Job(Asked):
                 f"({shown(model.recplug.read_parts()) or 'first step'}); lower learning_rate or the plugin's weights"
             ) from error
 
+    def _fit_plugins(self, trainer: Any, model: Any, valid_data: Any) -> None:
+        """Let plugins fit what they do by validation; the result's validation is of the model with it."""
+        validation = Validation(trainer, valid_data, self.result["data_fingerprint"])
+        fitted = fit_after_training(trainer, model, validation, self.directory, self.progress)
+        if fitted is not None:
+            self.result["fitted"], score = fitted
+            self._validated(trainer.config, score if trainer.valid_metric_bigger else -score, validation.result)
+
     def _follow(self, trainer: Any, model: Any, loaders: tuple[Any, Any, Any], about: dict[str, Any]) -> None:
         """Write the state after every epoch, and go on from the one that an earlier process has written."""
-        if can_be_kept(trainer) and trainer.config["resumable"]:
+        if untrained(model):
+            trainer.epochs = 0
+        elif can_be_kept(trainer) and trainer.config["resumable"]:
             self.progress = Progress(self.directory, trainer, model, loaders, about=about)
             if self.before is not None and self.before.epochs:
                 self.progress.restore(read_state(self.directory))

@@ -9,7 +9,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from recbole.model.abstract_recommender import AbstractRecommender
 
 from recplug.adapters.recbole.processes import gathered
 from recplug.adapters.recbole.state.run_directory import write
@@ -44,11 +43,6 @@ def target_ranks(model: Any, data: Any) -> dict[str, list[Any]]:
         found["item"] += [str(items[i]) for i in targets.tolist()]
     parts = gathered(found)  # a part of the users in each of several processes
     return {name: [value for part in parts for value in part[name]] for name in found}
-
-
-def ranks_everything(model: Any) -> bool:
-    """Whether the backbone can score all items at once; RecBole asks the others pair by pair."""
-    return model.recplug_base.full_sort_predict is not AbstractRecommender.full_sort_predict
 
 
 def write_ranks(ranks: Mapping[str, list[Any]], path: Path) -> None:

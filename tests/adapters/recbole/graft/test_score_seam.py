@@ -162,7 +162,7 @@ def test_a_host_takes_the_seam_if_its_loss_compares_what_it_ranks_by(name, build
         assert list(losses) == [HOSTS[name].pair_loss]
 
 
-def test_no_sequential_model_offers_it():
+def test_no_sequential_model_offers_the_training_half():
     assert {HOSTS[name].family for name in SCORED} == {"graph"}
     assert SCORED == ["LightGCN", "NGCF", "SpectralCF", "DGCF", "BPR"]
 
@@ -172,7 +172,7 @@ def test_the_others_refuse_in_one_line_with_a_reason_and_what_to_do(name, build)
     with pytest.raises(RecplugError) as refusal:
         build(name, "gate")
     text = str(refusal.value)
-    assert text.startswith(f"gate acts on ['score'], which {name} does not offer: {HOSTS[name].no_scores}; use ")
+    assert text.startswith(f"gate changes scores in training, which {name} does not offer: {HOSTS[name].no_scores}; ")
     assert "node mode" in text
     assert "LightGCN" in text
     assert "\n" not in text
@@ -183,7 +183,7 @@ def test_the_others_refuse_in_one_line_with_a_reason_and_what_to_do(name, build)
 )
 def test_a_plugin_is_told_whether_scores_can_be_changed(name, plugin, build):
     _, model, *_ = build(name, plugin)
-    assert model.recplug.plugins[plugin].told.scores == (name in SCORED)
+    assert model.recplug.plugins[plugin].told.halves == {"ranking", *(["training"] if name in SCORED else [])}
 
 
 def test_plain_pytorch_refuses_it_in_one_line():
@@ -195,8 +195,26 @@ def test_plain_pytorch_refuses_it_in_one_line():
     assert "\n" not in str(refusal.value)
 
 
-def test_two_of_them_do_not_compose(build):
-    with pytest.raises(RecplugError, match=r"^gate and other both change scoring and do not compose; choose one$"):
+def test_each_takes_the_previous_ones_score_as_its_base(build):
+    settings = {"gate": {"scale": 0.5}, "other": {"scale": 2.0}}
+    _, both, *_ = build("LightGCN", "gate,other", settings)
+    gate, other = both.recplug.plugins["gate"], both.recplug.plugins["other"]
+    together = ranked(both, USERS)
+    other.scale = 0.0
+    torch.testing.assert_close(ranked(both, USERS), expected(both, USERS), **CLOSE)
+    added = together - ranked(both, USERS)
+    gate.scale, other.scale = 0.0, 2.0
+    bare = ranked(both, USERS) - added  # what the second adds does not depend on its base
+    other.scale = 0.0
+    torch.testing.assert_close(ranked(both, USERS), bare, **CLOSE)
+
+
+def test_one_that_makes_scores_of_its_own_is_refused_after_another(build, monkeypatch):
+    monkeypatch.setattr(Other, "replaces", True, raising=False)
+    build("LightGCN", "other,gate")
+    with pytest.raises(
+        RecplugError, match=r"^other with these settings makes scores of its own and would drop those of gate; "
+    ):
         build("LightGCN", "gate,other")
 
 
@@ -593,7 +611,7 @@ def test_a_model_of_ones_own_with_one_such_loss(build, batch_of):
 
 def test_a_model_of_ones_own_that_propagates_nothing(build, batch_of):
     _, model, train, *_ = build(OwnPairs, "gate")
-    assert model.recplug.plugins["gate"].told.scores
+    assert model.recplug.plugins["gate"].told.halves == {"ranking", "training"}
     model.eval()
     with torch.no_grad():
         users, items = model.user_embedding.raw, model.item_embedding.raw
@@ -606,7 +624,7 @@ def test_a_model_of_ones_own_that_propagates_nothing(build, batch_of):
 
 def test_a_model_of_ones_own_with_none_or_several_is_refused(build):
     for own in (OwnTwoLosses, OwnWithoutUsers):
-        line = rf"^gate acts on \['score'\], which {own.__name__} does not offer: plugins can change scores where exact"
+        line = rf"^gate changes scores in training, which {own.__name__} does not offer: plugins change scores in "
         with pytest.raises(RecplugError, match=line):
             build(own, "gate")
 
@@ -656,5 +674,5 @@ def test_a_whole_run(tiny, tmp_path, monkeypatch):
     assert sum(1 / rank for rank in best if rank <= 10) / len(best) == pytest.approx(
         result.test_result["mrr@10"], abs=1e-3
     )
-    with pytest.raises(RecplugError, match="gate acts on"):
+    with pytest.raises(RecplugError, match="gate changes scores in training"):
         run("SGL", "tiny", "gate", settings, data_path=tiny, output_dir=tmp_path / "refused")
