@@ -248,7 +248,7 @@ class Augmentation(nn.Module):
         return users, items
 
     def propagated_width(self, width: int) -> int:
-        """The width of what :meth:`propagated` makes of nodes of ``width``; the next plugin is built for it."""
+        """The width that :meth:`propagated` makes of ``width``; the next plugin is built for it."""
         return width
 
     def score(self, base: Tensor, users: Tensor, items: Tensor, step: Step) -> Tensor:

@@ -30,6 +30,7 @@ Train a RecBole model, with plugins grafted on, in RecBole's own trainer.
   --features.NAME FILE    a feature table that is not called DATASET.NAME.safetensors
   --shuffle_features true control: content vectors dealt out to other items
   --factors FILE          a factor schema that is not called DATASET.factors.json
+  --factor_min_group N    values that fewer items have are rolled up; default 0.1 % of them, at least 5; 0: never
   --factor_control KIND   controls: shuffled (other items' profiles), random (groups of equal sizes)
   --trim_padding false    encode padding too (with a plugin it is left out where that is exact)
   --score_block N         users scored at once by a plugin that changes scores; less memory, the same ranking

@@ -59,4 +59,7 @@ def load_factors(
     table = FactorTable.load(found)
     maker = table.metadata.get("model") or table.metadata.get("made_by") or "unknown maker"
     line = f"{table.coverage(id_tokens)}; by {maker}, {found.name}"
+    least = table.least(min_group)
+    if least > 1:
+        line += f"; values of fewer than {least:g} items are rolled up (factor_min_group)"
     return table.align(id_tokens, min_group=min_group), [line]

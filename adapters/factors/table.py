@@ -169,13 +169,11 @@ class FactorTable:
             RecplugError: where the table has not one of the dataset's items or not one of ``factors``, for a negative
                 ``min_group``, or one beside ``factors``.
         """
-        if min_group is not None and min_group < 0:
-            raise RecplugError(f"min_group={min_group} is negative; give 0 (never roll up) or more")
         if min_group is not None and factors is not None:
             raise RecplugError(f"min_group={min_group} says nothing of factors that are given; leave one of both out")
         rows = self._host_rows(id_tokens)
         hosts = np.flatnonzero(rows >= 0)
-        least = max(5, 0.001 * len(self.tokens)) if min_group is None else min_group
+        least = self.least(min_group)
         wanted = self.schema.factors if factors is None else factors
         found, items, values, offset = [], [], [], 0
         for each in wanted:
@@ -192,6 +190,18 @@ class FactorTable:
         # Stable, because that one merges what is sorted already: the items under each factor.
         order = np.argsort(item * offset + value, kind="stable")
         return FactorProfiles(tuple(found), _int64(item[order]), _int64(value[order]), len(id_tokens))
+
+    def least(self, min_group: int | None) -> float:
+        """The size of the smallest group that :meth:`align` keeps.
+
+        Raises:
+            RecplugError: for what is no number, or negative.
+        """
+        if min_group is None:
+            return max(5, 0.001 * len(self.tokens))
+        if not isinstance(min_group, int) or min_group < 0:
+            raise RecplugError(f"min_group={min_group!r} is no group's size; give 0 (never roll up) or more")
+        return min_group
 
     def __repr__(self) -> str:
         factors = ", ".join(f"{spec.name}: {len(spec.values)}" for spec in self.schema.factors)

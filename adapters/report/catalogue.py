@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recplug.adapters.data.item_files import columns
 from recplug.adapters.factors import FactorTable, find_factors
 from recplug.adapters.factors.llm.images import data_url, find_images
 from recplug.adapters.features import FeatureTable, find_tables
+from recplug.adapters.item_files import columns
 from recplug.plugins.contract import Modality
 from recplug.plugins.errors import RecplugError, did_you_mean
 

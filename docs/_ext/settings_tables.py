@@ -17,7 +17,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from recplug.plugins.search import search_text
-from recplug.plugins.settings import limits, type_name
+from recplug.plugins.settings import conditions, limits, type_name
 
 CODE = re.compile(r"``(?P<double>.+?)``|:[\w:]+:`~?(?P<role>.+?)`|`(?P<single>.+?)`", re.DOTALL)
 
@@ -63,9 +63,40 @@ def settings_table(plugin: Any) -> nodes.table:
         description = field.description
         if search is not None:
             description = f"{description} (Worth searching: {search_text(search)}.)"
+        if acts := conditions(field):
+            description = f"{description} (Acts where {acts}.)"
         default = field.get_default(call_default_factory=True)
         rows.append([code(f"{plugin.name}.{name}"), code(default), allowed, more.get("paper", ""), description])
     return table(["field", "default", "range", "paper", "description"], rows, [26, 10, 18, 14, 42])
+
+
+def presets_table(plugin: Any) -> list[nodes.Node]:
+    """What each preset changes, of the plugin and of the host: made of the presets, so that it cannot go stale."""
+    if not plugin.presets:
+        return []
+    names, fields = list(plugin.presets), plugin.settings.model_fields
+    rows: list[list[str | list[nodes.Node]]] = []
+    for key, field in fields.items():
+        default = field.get_default(call_default_factory=True)
+        values = [plugin.presets[name].settings.get(key, default) for name in names]
+        if any(value != default for value in values):
+            rows.append([code(f"{plugin.name}.{key}"), code(default), *map(code, values)])
+    for key in dict.fromkeys(key for name in names for key in plugin.presets[name].host):
+        values = [plugin.presets[name].host.get(key, "as given") for name in names]
+        rows.append([code(key), "as given", *map(code, values)])
+    said = [nodes.paragraph("", "", *code(name), nodes.Text(f": {plugin.presets[name].summary}")) for name in names]
+    return [*said, table(["key", "recplug", *names], rows, [26, 18, *([18] * len(names))])]
+
+
+def variants_table(plugin: Any) -> list[nodes.Node]:
+    """The plugin's ablations in the paper's words, and its mechanisms with what switches each off."""
+    both = {"ablation": plugin.ablations, "mechanism, off": plugin.mechanisms}
+    rows = [
+        [kind, name, code(" ".join(f"{plugin.name}.{key}={value}" for key, value in values.items()))]
+        for kind, found in both.items()
+        for name, values in found.items()
+    ]
+    return [table(["", "name", "settings"], rows, [16, 36, 48])] if rows else []
 
 
 class Settings(SphinxDirective):
@@ -77,9 +108,11 @@ class Settings(SphinxDirective):
         from recplug.plugins import registry
 
         if self.arguments:
-            return [settings_table(registry.get(self.arguments[0]))]
+            plugin = registry.get(self.arguments[0])
+            return [settings_table(plugin), *presets_table(plugin), *variants_table(plugin)]
         found: list[nodes.Node] = []
-        for name, plugin in sorted(registry.available().items()):
+        ours = {n: p for n, p in registry.available().items() if p.settings.__module__.startswith("recplug.plugins.")}
+        for name, plugin in sorted(ours.items()):
             identity = ", ".join(f"{plugin.name}.{key}={value}" for key, value in plugin.identity.items())
             about = nodes.paragraph("", "", *prose(f"{plugin.summary[:1].upper()}{plugin.summary[1:]}."))
             paper = nodes.paragraph("", "", nodes.strong(text="Paper: "), *prose(plugin.paper))

@@ -25,12 +25,13 @@ FAULTS = (
     "ok",
     # the answer's wrapping
     "fenced", "prose", "reasoning", "thinking", "no usage", "slow", "reordered", "duplicate", "extra", "case", "alias",
+    "commas", "quotes",
     # part of it unusable
     "wrong enum", "missing", "contradiction", "cut", "length",
     # none of it usable
-    "ignored", "refusal", "filtered", "empty choices", "empty", "html",
+    "ignored", "refusal", "sorry", "filtered", "empty choices", "empty", "html",
     # no answer
-    "429", "429 after 7", "500", "stall", "reset", "short body",
+    "429", "429 after 7", "429 after 100", "500", "stall", "reset", "short body",
     # never an answer
     "400", "401", "404", "redirect", "quota",
     # obeys what stands in a product's text
@@ -48,8 +49,8 @@ class Seen:
     fault: str = "ok"
 
     @property
-    def probe(self):
-        return "a blue cup" in json.dumps(self.body)
+    def limit(self):
+        return self.body.get("max_tokens") or self.body.get("max_completion_tokens")
 
     @property
     def texts(self):
@@ -62,17 +63,22 @@ class ChatServer:
     Attributes:
         answer: ``answer(seen) -> str``, the right answer to a request.
         plan: ``plan(seen) -> fault``; by default what :meth:`script` was given, one by one, and then ``"ok"``.
-        enforces: the strictest mode that the server keeps.
-        refuses: parameters that are answered with 400.
-        down_after: after so many requests everything is answered with 500, probes too.
-        seen: all chat requests, in order of arrival, probes included.
+        takes: the strictest mode that the server takes; others are answered with 400.
+        refuses, why: parameters that are answered with 400, and what is then said.
+        most: tokens of an answer; a larger limit is answered with 400, as by vLLM.
+        thoughts: tokens that the model thinks ahead of an answer.
+        thinks_in: the field with the thoughts, or ``content`` with tags around them.
+        down_after: after so many requests everything is answered with 500, the list of models too.
+        seen: all chat requests, in order of arrival.
         most_at_once: the most requests under way together.
         released: set it to let stalled requests go.
     """
 
     def __init__(self, schema):
         self.schema, self.answer = schema, self.label
-        self.enforces, self.refuses, self.down_after = "strict", (), None
+        self.takes, self.refuses, self.down_after = "strict", (), None
+        self.most, self.thoughts, self.thinks_in = None, 0, "reasoning_content"
+        self.why = "leave it out"
         self.seen, self.most_at_once, self._under_way = [], 0, 0
         self.plan, self._faults = self._next_fault, deque()
         self.released = threading.Event()
@@ -93,11 +99,11 @@ class ChatServer:
 
     @property
     def sizes(self):
-        """Items in each request that was no probe."""
-        return [len(seen.items) for seen in self.seen if not seen.probe]
+        """Items in each request."""
+        return [len(seen.items) for seen in self.seen]
 
     def script(self, *faults):
-        """What happens to the next requests that are no probes."""
+        """What happens to the next requests."""
         assert set(faults) <= set(FAULTS)
         self._faults.extend(faults)
 
@@ -127,14 +133,15 @@ class ChatServer:
 
     def begin(self, seen):
         with self._changed:
-            if self.down_after is not None and len(self.seen) >= self.down_after:
-                seen.fault = "500"
-            elif not seen.probe:
-                seen.fault = self.plan(seen)
+            seen.fault = "500" if self.down else self.plan(seen)
             self.seen.append(seen)
             self._under_way += 1
             self.most_at_once = max(self.most_at_once, self._under_way)
             self._changed.notify_all()
+
+    @property
+    def down(self):
+        return self.down_after is not None and len(self.seen) >= self.down_after
 
     def end(self):
         with self._changed:
@@ -149,7 +156,9 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self):
-        if self.path == "/v1/models":
+        if self.server.chat.down:
+            self.reply({"error": {"message": "down"}}, 500)
+        elif self.path == "/v1/models":
             self.reply({"object": "list", "data": [{"id": "oracle-1", "object": "model"}]})
         else:
             self.reply({"error": {"message": "not found"}}, 404)
@@ -170,14 +179,12 @@ class _Handler(BaseHTTPRequestHandler):
         form = seen.body.get("response_format", {}).get("type")
         refused = next((name for name in chat.refuses if name in seen.body), None)
         if refused:
-            error = {"message": f"{refused} is not supported", "param": refused, "code": "unsupported_value"}
+            error = {"message": f"{refused} is not supported; {chat.why}", "param": refused}
             return self.reply({"error": error}, 400)
-        if seen.probe and seen.fault == "ok":
-            strict = form == "json_schema" and chat.enforces == "strict"
-            rows = [{"index": 1, "colour": "red"}, {"index": 2, "colour": "zelvane" if strict else "blue"}]
-            bare = form is not None and chat.enforces != "prompt"  # a schema may be ignored in good JSON
-            text = json.dumps({"items": rows})
-            return self.complete(text if bare else f"Here you are: {text}")
+        if form is not None and chat.takes != "strict" and (form == "json_schema" or chat.takes == "prompt"):
+            return self.reply({"error": {"message": f"response_format {form} is not supported"}}, 400)
+        if chat.most is not None and seen.limit > chat.most:
+            return self.reply({"object": "error", "message": f"maximum context length is {chat.most} tokens"}, 400)
         fault = seen.fault
         if fault.startswith("429"):
             after = {"Retry-After": fault[10:]} if " " in fault else {}
@@ -212,6 +219,12 @@ class _Handler(BaseHTTPRequestHandler):
             message["content"] = f"Sure! {text}\nI hope this {{helps}}."
         elif fault == "thinking":
             message["content"] = f'<think>an item {{"index": 0}} ...</think>{text}'
+        elif fault == "commas":
+            message["content"] = text.replace('"}', '",}').replace("}]", "},]")
+        elif fault == "quotes":
+            message["content"] = text.replace('"', "'")
+        elif fault == "sorry":
+            message["content"] = "I'm sorry, but I can't help with that."
         elif fault == "reasoning":
             message |= {"content": None, "reasoning_content": text}
         elif fault == "ignored":
@@ -229,7 +242,16 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault in ROW_FAULTS:
             rows = json.loads(text)["items"]
             message["content"] = json.dumps({"items": ROW_FAULTS[fault](rows, seen.items)}, ensure_ascii=False)
-        body = self.completion(message, finish)
+        written = chat.thoughts + 50
+        if chat.thoughts:
+            cut = written > seen.limit
+            written, finish = (seen.limit, "length") if cut else (written, finish)
+            thought = f'Let me think: {text} or {{"index": 11, "material": "gold"}}'
+            if chat.thinks_in == "content":
+                message["content"] = f"<think>{thought}" + ("" if cut else f"</think>{message['content']}")
+            else:
+                message |= {chat.thinks_in: thought} | ({"content": ""} if cut else {})
+        body = self.completion(message, finish, written)
         if fault == "empty choices":
             body["choices"] = []
         if fault == "no usage":
@@ -240,11 +262,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self.send(data[: len(data) // 2], 200, {"Content-Length": str(len(data))})
         return self.reply(body)
 
-    def complete(self, text):
-        self.reply(self.completion({"role": "assistant", "content": text}, "stop"))
-
-    def completion(self, message, finish):
-        usage = {"prompt_tokens": 100, "completion_tokens": 50, "total_tokens": 150}
+    def completion(self, message, finish, written=50):
+        usage = {"prompt_tokens": 100, "completion_tokens": written, "total_tokens": 100 + written}
         choice = {"index": 0, "message": message, "finish_reason": finish}
         return {"id": "c", "object": "chat.completion", "model": "oracle-1-v7", "choices": [choice], "usage": usage}
 

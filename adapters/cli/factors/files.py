@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from recplug.adapters.cli.factors import labelling
+from recplug.adapters.cli.factors.llm_session import free, options, schema_file
 from recplug.adapters.console import say
-from recplug.adapters.data.item_files import DataPath, folder_of, item_tokens, named, texts, training
+from recplug.adapters.item_files import DataPath, folder_of, item_tokens, named, texts, training
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,6 +94,7 @@ def import_(
 
     recplug factors import --from tsv edited.tsv --schema NAME.factors.json --dataset NAME --data_path DIR
     """
+    from recplug.adapters.factors.overrides import check_kept
     from recplug.plugins.errors import RecplugError
 
     how = {"separator": separator, "top": top, "bins": bins, "width": width, "level": level}
@@ -112,8 +114,8 @@ def import_(
         if given is not None and source not in kinds:
             meant = " or ".join(kind.value for kind in kinds)
             raise RecplugError(f"{option} belongs to --from {meant}, not to --from {source.value}; leave it out")
-    output = _output(output, dataset, data_path)
-    _free(output, output.with_suffix(".parquet"), overwrite=overwrite)
+    output = schema_file(output, dataset, data_path)
+    free(output, output.with_suffix(".parquet"), overwrite=overwrite)
     origin = {"licence": licence or "unknown", "source": citation or "unknown"}
     if source is Source.columns:
         table = _from_columns(path, dataset, data_path, columns, how, origin)
@@ -122,12 +124,13 @@ def import_(
     else:
         table = _from_clusters(path, dataset, data_path, modalities, factors, values, seed)
     covered = table.coverage(item_tokens(dataset, data_path)) if dataset else None
+    check_kept(output, table)
     table.save(output)
     named_values = sum(len(spec.values) for spec in table.schema.factors)
     say(f"{output}: {len(table.tokens):,} items, {len(table.schema.factors)} factors, {named_values:,} values")
     if covered:
         say(str(covered))
-    say(f"look at it with: recplug factors inspect {output}{_again(dataset, data_path)}")
+    say(f"look at it with: recplug factors inspect {output}{options(dataset=dataset, data_path=data_path)}")
 
 
 @app.command()
@@ -157,7 +160,7 @@ def inspect(
         file = folder_of(dataset, data_path) / f"{dataset}.factors.json"
     table = FactorTable.load(file)
     if tsv:
-        _free(tsv, overwrite=overwrite)
+        free(tsv, overwrite=overwrite)
     for key, value in table.schema.provenance.items():
         say(f"{key}: {value}")
     for key, value in table.metadata.items():
@@ -177,7 +180,7 @@ def inspect(
         say(line)
     if tsv:
         to_tsv(table, tsv)
-        again = f"--schema {file} --output {file} --overwrite{_again(dataset, data_path)}"
+        again = f"--schema {file} --output {file} --overwrite{options(dataset=dataset, data_path=data_path)}"
         say(f"{tsv}: edit it, then: recplug factors import --from tsv {tsv} {again}")
     if pictures:
         from recplug.adapters.panels import draw
@@ -262,32 +265,6 @@ def _from_clusters(
     tables = {name: FeatureTable.load(found[name]) for name in wanted}
     options = {"factors": factors, "values": values, "seed": seed}
     return from_clusters(tables, **{key: value for key, value in options.items() if value is not None})
-
-
-def _output(output: Path | None, dataset: str | None, data_path: Path | None) -> Path:
-    """Beside the data set where its folder was named, else here."""
-    from recplug.plugins.errors import RecplugError
-
-    if output is not None:
-        return output
-    if dataset is None:
-        raise RecplugError("no place for the factors; give --output FILE.factors.json, or --dataset NAME")
-    name = f"{dataset}.factors.json"
-    return folder_of(dataset, data_path) / name if data_path is not None else Path(name)
-
-
-def _free(*files: Path, overwrite: bool) -> None:
-    from recplug.plugins.errors import RecplugError
-
-    there = next((file for file in files if file.exists()), None)
-    if there is not None and not overwrite:
-        raise RecplugError(f"{there} exists; add --overwrite, or choose another place")
-
-
-def _again(dataset: str | None, data_path: Path | None) -> str:
-    """The options that named the data set, for a command to copy."""
-    given = {"--dataset": dataset, "--data_path": data_path}
-    return "".join(f" {option} {value}" for option, value in given.items() if value is not None)
 
 
 def _edges(rows: list[tuple[str, str]], tokens: list[str]) -> Tensor:

@@ -11,7 +11,7 @@ import typer
 
 from recplug.adapters.cli.features import extract, inspect
 from recplug.adapters.console import say
-from recplug.adapters.data.item_files import DataPath, item_tokens
+from recplug.adapters.item_files import DataPath, item_tokens
 
 if TYPE_CHECKING:
     from recplug.adapters.features.neighbours import NeighbourTable

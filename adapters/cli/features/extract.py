@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from recplug.adapters.console import say
-from recplug.adapters.data.item_files import DataPath, folder_of
+from recplug.adapters.item_files import DataPath, folder_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

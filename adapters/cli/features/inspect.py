@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from recplug.adapters.console import say
-from recplug.adapters.data.item_files import DataPath, folder_of, item_tokens, named, texts
+from recplug.adapters.item_files import DataPath, folder_of, item_tokens, named, texts
 
 if TYPE_CHECKING:
     from recplug.adapters.features import FeatureTable

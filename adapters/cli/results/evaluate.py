@@ -9,7 +9,7 @@ import typer
 
 from recplug.adapters.cli.results.recommend import DataPath, Mode, ModeOption, Run, has_field, in_order
 from recplug.adapters.console import say
-from recplug.adapters.data.item_files import columns
+from recplug.adapters.item_files import columns
 
 if TYPE_CHECKING:
     from recplug.adapters.recbole import LoadedRun

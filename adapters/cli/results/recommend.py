@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from recplug.adapters.console import say
-from recplug.adapters.data.item_files import columns, named, texts
+from recplug.adapters.item_files import columns, named, texts
 
 if TYPE_CHECKING:
     from recplug.adapters.recbole import LoadedRun, Recommendations

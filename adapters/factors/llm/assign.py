@@ -1,58 +1,61 @@
 """Attribute assignment: every item's values under a schema, read by a language model.
 
-What was answered for an item is kept in the log under a key of model, sampling parameters, prompt, schema and the
-item's *content*. So a run goes on where another ended, with any batch size, and equal products are asked about once.
+What was answered is kept in the log by factor and content: under the digest of the question that the factor was then
+(model, words, definitions) and the digest of what the item says. So a run goes on where another ended with any batch
+size, equal products are asked about once, and a schema that was edited asks only what it did not ask before.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from recplug.adapters.factors.llm.answers import read_assignment
-from recplug.adapters.factors.llm.chat import Broken
+from recplug.adapters.factors.llm.client import Client
 from recplug.adapters.factors.llm.content import Item, content_hash
-from recplug.adapters.factors.llm.log import Entry
-from recplug.adapters.factors.llm.prompts import assignment_prefix, assignment_request, scoring_prompt
-from recplug.adapters.factors.llm.sending import Sender, Stopped, for_each
-from recplug.adapters.factors.schema import UNKNOWN, FactorSchema
+from recplug.adapters.factors.llm.limits import for_each
+from recplug.adapters.factors.llm.log import Entry, provenance
+from recplug.adapters.factors.llm.messages import Stopped, Unanswered, digest
+from recplug.adapters.factors.llm.prompts import RULES, assignment_request
+from recplug.adapters.factors.schema import FactorSchema, FactorSpec, folded
 from recplug.adapters.factors.table import FactorTable
 from recplug.plugins.errors import RecplugError
 
 Progress = Callable[[int, int], None]
-Verdict = Literal["invalid", "cut", "refused", "broken"]
+Verdict = Literal["invalid", "cut", "refused", "unanswered"]
+QUESTION, LABEL = "question/", "label/"
 
 
 async def assign(
     schema: FactorSchema,
     items: Sequence[Item],
-    sender: Sender,
+    client: Client,
     *,
     batch: int = 10,
     seed: int = 0,
     retry_failed: bool = False,
+    overrides: FactorTable | None = None,
     progress: Progress | None = None,
 ) -> FactorTable:
     """Label ``items``, asking about those that the log does not know.
 
-    An answer that is cut off is asked for again in halves. Of one that is partly invalid the valid rows are kept, and
-    the others asked for once more with what was wrong; what is still missing, in halves. An item that is invalid alone
-    is ``failed``, one that the model declines alone is ``refused``; both stay unknown. An item with nothing to read is
-    unknown without a call.
+    Of an answer that is partly invalid the valid labels are kept, and the others asked for once more with what was
+    wrong; what is still missing, or was cut off, in halves. A label that is invalid for an item alone is ``failed``,
+    one that the model declines is ``refused``; both are unknown, and so is the status of an item that has no other.
+    An item with nothing to read is unknown without a call.
 
     Args:
         schema: the factors.
         items: their tokens differ; their contents may not.
-        sender: how to ask, and the log. A chat with ``score`` is not asked for text: each factor takes its likeliest
-            value (one, also where ``multi``).
+        client: how to ask, and the log.
         batch: items a request.
         seed: of the order in which contents are asked about, which is random, so that neighbours in the catalogue do
             not share a request.
-        retry_failed: ask again about items that failed or were refused in an earlier run.
+        retry_failed: ask again about labels that failed or were refused in an earlier run.
+        overrides: rows that a person made, under factors of ``schema``: they stay, and are asked about only where they
+            have no such factor. Those of other items are added at the end.
         progress: called with how many different contents are done, and of how many.
 
     Returns:
@@ -60,18 +63,25 @@ async def assign(
 
     Raises:
         Stopped: by budget or failures; answers so far are kept, and another call goes on.
-        RecplugError: for a server that rejects us, or where not one item got a usable answer.
+        RecplugError: where not one item got a usable answer.
     """
     if batch < 1:
         raise RecplugError(f"batch={batch} asks about nothing; give 1 or more")
     if len({item.token for item in items}) < len(items):
         raise RecplugError("some items have the same token; give each item once")
-    run = _Run(schema, sender, salt="", progress=progress)
-    return await run.table(schema, items, batch=batch, seed=seed, retry_failed=retry_failed)
+    made = {} if overrides is None else {token: row for row, token in enumerate(overrides.tokens)}
+    theirs = [item for item in items if item.token in made]
+    run = _Labelling(schema, client, salt="", progress=progress)
+    run.add([item for item in items if item.token not in made], retry_failed)
+    if overrides is not None:
+        run.add(theirs, retry_failed, without=set(overrides.values))
+    await run.ask(batch, seed)
+    table = run.table(schema, items)
+    return table if overrides is None else _with(overrides, table)
 
 
 async def reask(
-    schema: FactorSchema, items: Sequence[Item], sender: Sender, *, n: int = 200, seed: int = 0
+    schema: FactorSchema, items: Sequence[Item], client: Client, *, n: int = 200, seed: int = 0
 ) -> FactorTable:
     """Label up to ``n`` different items anew: one a request, the values of each factor in another order.
 
@@ -85,205 +95,222 @@ async def reask(
         RecplugError: as :func:`assign`.
     """
     draw = random.Random(seed)
-    drawn = list({content_hash(item): item for item in items if not item.empty}.items())
-    drawn = draw.sample(sorted(drawn, key=lambda pair: pair[0]), min(n, len(drawn)))
+    pool = sorted({content_hash(item): item for item in items if not item.empty}.items(), key=lambda pair: pair[0])
+    drawn = [item for _, item in draw.sample(pool, min(n, len(pool)))]
     mixed = tuple(
         factor.model_copy(update={"values": tuple(draw.sample(factor.values, len(factor.values)))})
         for factor in schema.factors
     )
-    run = _Run(schema.model_copy(update={"factors": mixed}), sender, salt=f"reask {seed}", progress=None)
-    return await run.table(schema, [item for _, item in drawn], batch=1, seed=seed, retry_failed=False)
+    run = _Labelling(schema.model_copy(update={"factors": mixed}), client, salt=f"reask {seed}", progress=None)
+    run.add(drawn, retry_failed=False)
+    await run.ask(1, seed)
+    return run.table(schema, drawn)
 
 
-@dataclass(frozen=True)
-class _Job:
-    """One content to ask about."""
-
-    key: str
-    item: Item
-
-
-class _Run:
-    """One pass over the items.
+class _Labelling:
+    """One pass over items.
 
     Args:
         schema: as it is shown to the model.
-        sender: how to ask.
+        client: how to ask.
         salt: makes keys differ from those of other passes.
         progress: see :func:`assign`.
     """
 
-    def __init__(self, schema: FactorSchema, sender: Sender, *, salt: str, progress: Progress | None) -> None:
-        self.schema, self.sender, self.salt = schema, sender, salt
-        self.score = getattr(sender.chat, "score", None)
-        self._report, self._done, self._total = progress, 0, 0
-        # What no usable answer came for is failed in this table, and asked about again in the next run.
-        self._unanswered: dict[str, Entry] = {}
+    def __init__(self, schema: FactorSchema, client: Client, *, salt: str, progress: Progress | None) -> None:
+        self.schema, self.client, self._report = schema, client, progress
+        self.found: dict[str, dict[str, Entry]] = {}  # by content and factor
+        self.items: dict[str, Item] = {}
+        self._content: dict[str, str] = {}  # by token
+        self.open: dict[str, set[str]] = {}
+        self._done = 0
+        # What no answer came for is failed in this table, and asked about again in the next run.
+        self._unanswered: dict[str, dict[str, Entry]] = {}
+        questions = {spec.name: _question(spec, client, salt) for spec in schema.factors}
+        self._asked = {name: digest(question) for name, question in questions.items()}
+        kept = {key.removeprefix(QUESTION): json.loads(e.text) for key, e in client.log.find(QUESTION).items()}
+        new = {self._asked[name]: question for name, question in questions.items() if self._asked[name] not in kept}
+        client.log.put(
+            {QUESTION + key: client.entry(json.dumps(question), "question", "") for key, question in new.items()}
+        )
+        for spec in schema.factors:
+            same = [key for key, old in kept.items() if _covers(old, questions[spec.name], spec)]
+            for key in dict.fromkeys((*same, self._asked[spec.name])):
+                for place, entry in client.log.find(f"{LABEL}{key}/").items():
+                    if entry.status != "ok" or self._words(spec, entry) is not None:
+                        self.found.setdefault(place.rpartition("/")[2], {})[spec.name] = entry
 
-    async def table(
-        self, schema: FactorSchema, items: Sequence[Item], *, batch: int, seed: int, retry_failed: bool
-    ) -> FactorTable:
-        """See :func:`assign`; ``schema`` names the values in the order that the table shall have."""
-        if self.score is None:
-            await self.sender.settle()
-        elif any(item.image is not None for item in items):
-            raise RecplugError(f"{self.sender.chat.name} reads no pictures; leave --images out, or use openai:MODEL")
-        prompt = self._prompt()
-        contents = ["" if item.empty else content_hash(item) for item in items]
-        jobs = {
-            content: _Job(self._key(prompt, content), item)
-            for content, item in zip(contents, items, strict=True)
-            if content
-        }
-        pending = [content for content, job in jobs.items() if self._is_open(job, retry_failed)]
-        pending.sort(key=lambda content: _digest(seed, content))
-        self._total, self._done = len(jobs), len(jobs) - len(pending)
-        work = [[jobs[content] for content in pending[at : at + batch]] for at in range(0, len(pending), batch)]
+    def add(self, items: Sequence[Item], retry_failed: bool, without: set[str] | None = None) -> None:
+        """Items to label, under all factors but those ``without``."""
+        for item in items:
+            if item.empty:
+                continue
+            content = self._content[item.token] = content_hash(item)
+            self.items[content] = item
+            known = self.found.setdefault(content, {})
+            wanted = {name for name in self._asked if name not in (without or ())}
+            done = {name for name, entry in known.items() if entry.status == "ok" or not retry_failed}
+            if wanted - done:
+                self.open.setdefault(content, set()).update(wanted - done)
+
+    async def ask(self, batch: int, seed: int) -> None:
+        """Ask about all that is open."""
+        pending = sorted(self.open, key=lambda content: digest(seed, content))
+        self._done = len(self.items) - len(pending)
+        work = [pending[at : at + batch] for at in range(0, len(pending), batch)]
         try:
-            await for_each(work, self._choose if self.score else self._label, workers=self.sender.concurrency)
+            await for_each(work, self._label, workers=self.client.concurrency)
         except Stopped as error:
-            raise Stopped(
-                f"{error}; {self._total - self._done:,} of {self._total:,} items are still to label"
-            ) from None
-        entries = {content: self._entry(job) for content, job in jobs.items()}
-        self._check(entries)
-        return self._compiled(schema, items, contents, entries, prompt)
+            left = len(self.items) - self._done
+            raise Stopped(f"{error}; {left:,} of {len(self.items):,} items are still to label") from None
 
     # --- the ladder ---
 
-    async def _label(self, jobs: list[_Job], *, again: bool = True) -> None:
-        left, verdict, problems = await self._ask(jobs, ())
-        if left and again and verdict in ("invalid", "broken"):
-            jobs = left
-            left, verdict, problems = await self._ask(jobs, problems)
-        if len(jobs) == 1 and left:
-            self._give_up(jobs[0], verdict, problems)
-        elif left:
-            middle = (len(left) + 1) // 2
-            for half in (left[:middle], left[middle:]):
-                if half:
-                    await self._label(half, again=False)
-
-    async def _ask(self, jobs: list[_Job], problems: Sequence[str]) -> tuple[list[_Job], Verdict, list[str]]:
-        """One request; valid rows go into the log. Returns the jobs without one, and why."""
-        try:
-            answer = await self.sender.ask(
-                assignment_request(self.schema, [job.item for job in jobs], problems=problems)
-            )
-        except Broken as error:
-            # What a server says of itself is not for the model.
-            self._unanswered |= {job.key: self.sender.entry(str(error), "failed", "") for job in jobs}
-            return jobs, "broken", []
-        if answer.refusal is not None:
-            return jobs, "refused", [answer.refusal]
-        reading = read_assignment(answer.text, self.schema, len(jobs))
-        whole = {place: row for place, row in reading.rows.items() if len(row) == len(self.schema.factors)}
-        rows = {jobs[place].key: json.dumps(row, ensure_ascii=False) for place, row in sorted(whole.items())}
-        self._keep({key: self.sender.entry(text, "ok", answer.model) for key, text in rows.items()})
-        left = [job for job in jobs if job.key not in rows]
-        if answer.finish in ("length", "content_filter"):
-            return left, "cut" if answer.finish == "length" else "refused", list(reading.problems)
-        if not rows:
-            self.sender.useless(f"the model's answer holds no valid row: {'; '.join(reading.problems)[:200]}")
-        return left, "invalid", list(reading.problems)
-
-    def _give_up(self, job: _Job, verdict: Verdict, problems: Sequence[str]) -> None:
-        if verdict == "broken":
-            self._step(1)
+    async def _label(self, contents: list[str], *, again: bool = True) -> None:
+        left, verdict, problems = await self._request(contents, ())
+        if left and again and verdict == "invalid":
+            contents = left
+            left, verdict, problems = await self._request(left, problems)
+        if left and len(contents) == 1:
+            self._give_up(left[0], verdict, problems)
             return
+        middle = (len(left) + 1) // 2
+        for half in filter(None, (left[:middle], left[middle:])):
+            await self._label(half, again=False)
+
+    async def _request(self, contents: list[str], problems: Sequence[str]) -> tuple[list[str], Verdict, list[str]]:
+        """One request; valid labels go into the log. Returns what is still open, and why."""
+        wanted = set().union(*(self.open[content] for content in contents))
+        asked = tuple(spec for spec in self.schema.factors if spec.name in wanted)
+        schema = self.schema.model_copy(update={"factors": asked, "dropped": {}})
+        items = [self.items[content] for content in contents]
+        try:
+            answer = await self.client.ask(assignment_request(schema, items, problems=problems))
+        except Unanswered as error:
+            return contents, "unanswered", [str(error)]
+        if answer.refusal is not None:
+            return contents, "refused", [answer.refusal]
+        reading = read_assignment(answer.text, schema, len(contents))
+        for place, row in reading.rows.items():
+            content = contents[place]
+            told = {name: words for name, words in row.items() if name in self.open[content]}
+            self._keep(content, {name: self.client.entry(json.dumps(words, ensure_ascii=False), "ok", answer.model)
+                                 for name, words in told.items()})  # fmt: skip
+        left = [content for content in contents if self.open[content]]
+        if answer.finish == "content_filter":
+            return left, "refused", reading.problems
+        if not reading.rows:
+            problem = f"the model's answer holds no valid row: {'; '.join(reading.problems)[:200]}"
+            self.client.limits.failed(problem, answered=True)
+        return left, "cut" if answer.finish == "length" else "invalid", reading.problems
+
+    def _give_up(self, content: str, verdict: Verdict, problems: Sequence[str]) -> None:
         status = "refused" if verdict == "refused" else "failed"
-        self._keep({job.key: self.sender.entry("; ".join(problems) or verdict, status, self.sender.chat.name)})
+        entry = self.client.entry("; ".join(problems) or verdict, status, self.client.name)
+        given = dict.fromkeys(self.open[content], entry)
+        if verdict == "unanswered":
+            self._unanswered[content] = given
+            self._step()
+        else:
+            self._keep(content, given)
 
-    async def _choose(self, jobs: list[_Job]) -> None:
-        """Label by the likeliest value of each factor."""
-        assert self.score is not None
-        for job in jobs:
-            row: dict[str, list[str]] = {}
-            for spec in self.schema.factors:
-                question, options = scoring_prompt(spec, job.item)
-                scores = self.score(question, options)
-                best = options[max(range(len(options)), key=scores.__getitem__)]
-                row[spec.name] = [] if best == UNKNOWN else [best]
-            text = json.dumps(row, ensure_ascii=False)
-            self._keep({job.key: self.sender.entry(text, "ok", self.sender.chat.name)})
+    def _keep(self, content: str, entries: Mapping[str, Entry]) -> None:
+        self.client.log.put({f"{LABEL}{self._asked[name]}/{content}": entry for name, entry in entries.items()})
+        self.found[content].update(entries)
+        self.open[content] -= entries.keys()
+        if entries and not self.open[content]:
+            self._step()
 
-    def _keep(self, entries: dict[str, Entry]) -> None:
-        self.sender.log.put(entries)
-        self._step(len(entries))
+    def _step(self) -> None:
+        self._done += 1
+        if self._report is not None:
+            self._report(self._done, len(self.items))
 
-    def _step(self, more: int) -> None:
-        self._done += more
-        if self._report is not None and more:
-            self._report(self._done, self._total)
+    # --- the table ---
 
-    # --- keys, and the table ---
-
-    def _prompt(self) -> str:
-        """The digest of all that is said besides the items."""
-        if self.score is None:
-            return _digest(assignment_prefix(self.schema))
-        return _digest([scoring_prompt(spec, Item("")) for spec in self.schema.factors])
-
-    def _key(self, prompt: str, content: str) -> str:
-        chat = self.sender.chat
-        return _digest(chat.name, chat.sampling, prompt, self.schema.sha256, content, self.salt)
-
-    def _is_open(self, job: _Job, retry_failed: bool) -> bool:
-        known = self.sender.log.get(job.key)
-        return known is None or (retry_failed and known.status != "ok")
-
-    def _entry(self, job: _Job) -> Entry:
-        known = self.sender.log.get(job.key)
-        return self._unanswered[job.key] if known is None else known
-
-    def _check(self, entries: dict[str, Entry]) -> None:
-        if entries and all(entry.status == "failed" for entry in entries.values()):
-            last = next(reversed(entries.values())).text
+    def table(self, schema: FactorSchema, items: Sequence[Item]) -> FactorTable:
+        """What is known of ``items``, with the values in the order of ``schema``."""
+        contents = [self._content.get(item.token, "") for item in items]
+        entries = {content: self._unanswered.get(content, {}) | self.found[content] for content in self.items}
+        status = {content: _status(found) for content, found in entries.items()}
+        if status and "ok" not in status.values():
+            last = next((e for found in reversed(entries.values()) for e in found.values()), None)
             raise RecplugError(
-                f"not one of {len(entries):,} items got a usable answer (such as: {last[:200]}); try another model or"
-                " mode, or a smaller batch"
+                f"not one of {len(status):,} items got a usable answer (such as: {last.text[:200] if last else ''});"
+                " try another model or mode"
             )
-
-    def _compiled(
-        self,
-        schema: FactorSchema,
-        items: Sequence[Item],
-        contents: Sequence[str],
-        entries: dict[str, Entry],
-        prompt: str,
-    ) -> FactorTable:
-        nothing: dict[str, list[str]] = {factor.name: [] for factor in schema.factors}
-        known = {content: json.loads(entry.text) for content, entry in entries.items() if entry.status == "ok"}
-        rows = [known.get(content, nothing) for content in contents]
+        rows = [{} if not content else self._row(entries[content]) for content in contents]
+        used = [entry for found in entries.values() for entry in found.values()]
+        bad = sum(entry.status != "ok" for entry in used)
         return FactorTable(
             schema,
             tuple(item.token for item in items),
-            {factor.name: tuple(tuple(row[factor.name]) for row in rows) for factor in schema.factors},
-            tuple(entries[content].status if content else "ok" for content in contents),
-            self._provenance(list(entries.values()), prompt),
+            {spec.name: tuple(row.get(spec.name, ()) for row in rows) for spec in schema.factors},
+            tuple(status[content] if content else "ok" for content in contents),
+            {
+                "made_by": "recplug factors assign",
+                **provenance(self.client.name, self.client.sampling, used),
+                "schema_asked": self.schema.sha256,
+                **({"labels_without_answer": str(bad)} if bad else {}),
+            },
             tuple(contents),
         )
 
-    def _provenance(self, entries: list[Entry], prompt: str) -> dict[str, str]:
-        """Told by the entries themselves, since they may come from several runs."""
-        chat = self.sender.chat
-        days = sorted({entry.day for entry in entries})
+    def _row(self, entries: Mapping[str, Entry]) -> dict[str, tuple[str, ...]]:
         return {
-            "made_by": "recplug factors assign",
-            "model": chat.name,
-            "model_reported": _listed(entry.model for entry in entries),
-            "server": _listed(entry.place for entry in entries),
-            "mode": "label scoring" if self.score else _listed(entry.mode for entry in entries),
-            "sampling": chat.sampling,
-            "prompt_sha256": prompt,
-            "asked_schema_sha256": self.schema.sha256,
-            "created": " to ".join(dict.fromkeys((days[0], days[-1]))) if days else "unknown",
+            spec.name: self._words(spec, entries[spec.name]) or ()
+            for spec in self.schema.factors
+            if spec.name in entries and entries[spec.name].status == "ok"
         }
 
+    def _words(self, spec: FactorSpec, entry: Entry) -> tuple[str, ...] | None:
+        """A kept label in today's names; None where the schema neither knows nor drops a word of it."""
+        words = json.loads(entry.text)
+        names = {spec.resolve(word) for word in words}
+        if None in names and not all(spec.resolve(word) or self.schema.drops(spec, word) for word in words):
+            return None
+        return tuple(name for name in spec.names if name in names)
 
-def _digest(*parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+def _question(spec: FactorSpec, client: Client, salt: str) -> dict[str, Any]:
+    """All that an answer under a factor depends on, but the item."""
+    return {
+        "model": [client.name, client.sampling, salt, digest(RULES)],
+        "factor": spec.name,
+        "meaning": [spec.description, spec.source, spec.multi],
+        "values": {folded(value.name): value.definition for value in spec.values},
+    }
 
 
-def _listed(words: Any) -> str:
-    return ", ".join(sorted({word for word in words if word})) or "unknown"
+def _covers(old: Mapping[str, Any], new: Mapping[str, Any], spec: FactorSpec) -> bool:
+    """Whether answers to an old question answer the new one: every value was on offer, by one of its names."""
+    if [old["model"], old["meaning"]] != [new["model"], new["meaning"]]:
+        return False
+    if folded(old["factor"]) not in map(folded, (spec.name, *spec.aliases)):
+        return False
+    return all(
+        any(old["values"].get(folded(name)) == value.definition for name in (value.name, *value.aliases))
+        for value in spec.values
+    )
+
+
+def _status(entries: Mapping[str, Entry]) -> str:
+    found = {entry.status for entry in entries.values()}
+    return next((status for status in ("ok", "refused", "failed") if status in found), "ok")
+
+
+def _with(overrides: FactorTable, table: FactorTable) -> FactorTable:
+    """``table`` with a person's rows in the place of its own."""
+    made = {token: row for row, token in enumerate(overrides.tokens)}
+    there = set(table.tokens)
+    more = tuple(token for token in overrides.tokens if token not in there)
+    tokens = (*table.tokens, *more)
+    values = {}
+    for name, column in table.values.items():
+        theirs = overrides.values.get(name)
+        padded = (*column, *((),) * len(more))
+        values[name] = tuple(
+            theirs[made[t]] if theirs and t in made else v for t, v in zip(tokens, padded, strict=True)
+        )
+    status = tuple("override" if t in made else s for t, s in zip(tokens, (*table.status, *more), strict=True))
+    return FactorTable(table.schema, tokens, values, status, table.metadata, (*table.content_sha256, *[""] * len(more)))

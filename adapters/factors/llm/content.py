@@ -5,10 +5,12 @@ Only ``DATASET.item`` is ever opened. Reviews, users and interactions never leav
 
 from __future__ import annotations
 
+import base64
 import csv
 import hashlib
-import importlib.util
+import io
 import json
+import logging
 import os
 import re
 import unicodedata
@@ -16,11 +18,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from recplug.adapters.data import locate
-from recplug.adapters.factors.llm.images import find_images
+from recplug.adapters.item_files import folder_of
 from recplug.adapters.plain_text import is_missing, plain
 from recplug.plugins.errors import RecplugError, did_you_mean
 
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+SIDE = 768  # pixels of the longer side; what vision models look at is about this large
+MAX_BYTES = 20_000_000
+MAX_PIXELS = 50_000_000
 CAP = 1_500  # characters of one item, all columns together
 _PRIVATE = re.compile(r"(?:^|[^a-z])(?:user|review|interaction)")
 # What chat templates tell turns by, tags aside: servers read it as such, wherever it stands.
@@ -33,6 +38,7 @@ _PHONE = re.compile(
     r"|(?<=\bcall: )\d[\d ().-]{5,}\d|(?<=\btel: )\d[\d ().-]{5,}\d|(?<=\bphone: )\d[\d ().-]{5,}\d",
     re.IGNORECASE,
 )
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,7 @@ def read_items(
     Raises:
         RecplugError: where there is no such file or column, or a column holds what must not leave.
     """
-    file = _folder(dataset, data_path) / f"{dataset}.item"
+    file = folder_of(dataset, None if data_path is None else Path(data_path)) / f"{dataset}.item"
     if not file.is_file():
         raise RecplugError(
             f"{dataset} has no {dataset}.item with texts to read; write one with the columns item_id:token and"
@@ -185,11 +191,55 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(names) or "none"
 
 
-def _folder(dataset: str, data_path: str | os.PathLike[str] | None) -> Path:
-    folder = locate(dataset, data_path)
-    if folder is not None:
-        return folder
-    recbole = importlib.util.find_spec("recbole")
-    if recbole is None or recbole.origin is None:
-        raise RecplugError(f"{dataset} comes with RecBole, which is not installed; see: recplug doctor")
-    return Path(recbole.origin).parent / "dataset_example" / dataset
+def find_images(folder: str | os.PathLike[str]) -> dict[str, Path]:
+    """The pictures in ``folder`` by item token: files ``TOKEN.jpg``, ``.jpeg``, ``.png`` or ``.webp``.
+
+    Raises:
+        RecplugError: for no such folder, no picture in it, or two pictures of one item.
+    """
+    place = Path(folder)
+    if not place.is_dir():
+        raise RecplugError(f"no folder {place} with pictures; give one with --images DIR")
+    found: dict[str, Path] = {}
+    for file in sorted(place.iterdir()):
+        if file.suffix.lower() in SUFFIXES and file.is_file():
+            if file.stem in found:
+                raise RecplugError(f"{place} holds {found[file.stem].name} and {file.name}; keep one picture an item")
+            found[file.stem] = file
+    if not found:
+        raise RecplugError(f"{place} holds no picture; name them by item token, TOKEN{' or TOKEN'.join(SUFFIXES)}")
+    return found
+
+
+def data_url(path: Path, *, side: int = SIDE) -> str | None:
+    """A picture as a base64 data URL, or None, with a warning, where it cannot be read.
+
+    It is made anew as a JPEG of at most ``side`` pixels a side, so that its size is bounded and nothing but the
+    picture leaves: no place, camera or author.
+
+    Raises:
+        RecplugError: where Pillow is not installed.
+    """
+    try:
+        from PIL import Image
+    except ImportError:
+        raise RecplugError(
+            "pictures need Pillow; install it with `pip install pillow`, or leave --images out"
+        ) from None
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"more than {MAX_BYTES // 1_000_000} MB")
+        with Image.open(path, formats=("JPEG", "PNG", "WEBP")) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise ValueError(f"more than {MAX_PIXELS // 1_000_000} million pixels")
+            picture.draft("RGB", (side, side))
+            small = picture.convert("RGBA")
+        small.thumbnail((side, side))
+        flat = Image.new("RGB", small.size, "white")
+        flat.paste(small, mask=small.getchannel("A"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        log.warning("picture %s is left out: %s", path, error)
+        return None
+    written = io.BytesIO()
+    flat.save(written, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(written.getvalue()).decode()

@@ -2,8 +2,8 @@
 
 1. Samples of products are shown, some at a time; each call proposes factors. Names are made canonical, one call says
    which of them mean the same, and the factors that most calls named are kept.
-2. Further products are read in the model's own words; the words of a factor are condensed to a closed vocabulary.
-3. The schema labels products that neither step saw. A vocabulary that fails there is made anew, a few times.
+2. Further products are read in the model's own words, and the words of a factor condensed to a closed vocabulary. A
+   factor for which that fails gives its place to the next.
 
 The paper (MARS, sec. 2.1.1 and App. C.1.4) names step 1 and its ten most frequent factors, and does not say how values
 come about.
@@ -11,7 +11,6 @@ come about.
 
 from __future__ import annotations
 
-import logging
 import random
 import unicodedata
 from collections import Counter, defaultdict
@@ -22,15 +21,16 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from recplug.adapters.factors.llm.answers import read_object
-from recplug.adapters.factors.llm.asking import Asker
+from recplug.adapters.factors.llm.client import Client
 from recplug.adapters.factors.llm.content import Item, clean, distinct, singular
+from recplug.adapters.factors.llm.limits import for_each
+from recplug.adapters.factors.llm.log import provenance
 from recplug.adapters.factors.llm.prompts import first_index, merge_request, proposal_request
-from recplug.adapters.factors.llm.sending import Sender, for_each
-from recplug.adapters.factors.llm.trial import Limits, trial_line
-from recplug.adapters.factors.llm.vocabulary import Theme, improved, vocabularies
-from recplug.adapters.factors.schema import RESERVED, UNKNOWN, FactorSchema, folded
+from recplug.adapters.factors.llm.vocabulary import Theme, vocabularies
+from recplug.adapters.factors.schema import RESERVED, UNKNOWN, FactorSchema, FactorSpec, folded
 from recplug.plugins.errors import RecplugError
 
+REFILLS = 3  # times that factors without values are replaced
 COMPARED = 40  # names that the merging call looks at
 # What needs no call to be the same.
 SYNONYMS = {
@@ -47,7 +47,6 @@ SYNONYMS = {
     "primary material": "material",
 }
 NO_FACTOR = {*RESERVED, UNKNOWN, "index", "other"}
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -56,37 +55,32 @@ class Sizes:
 
     Attributes:
         sample: shown for proposals.
-        extract: read for values, at most: reading ends when hardly any new word comes.
-        trial: labelled with the finished schema.
-        batch: products a call, in proposals and reading; labelling takes half as many.
+        extract: read for values.
+        batch: products a call.
     """
 
     sample: int = 300
     extract: int = 500
-    trial: int = 200
     batch: int = 20
 
     def __post_init__(self) -> None:
-        if min(self.sample, self.extract, self.trial, self.batch) < 1:
+        if min(self.sample, self.extract, self.batch) < 1:
             raise RecplugError("an induction needs one or more products in every step, and in every call")
 
     def fitted(self, n: int) -> Sizes:
         """The same steps in proportion, for a catalogue of ``n`` products."""
-        total = self.sample + self.extract + self.trial
-        if n >= total:
-            return self
-        sample, extract = max(1, n * self.sample // total), max(1, n * self.extract // total)
-        return Sizes(sample, extract, max(1, n - sample - extract), self.batch)
+        total = self.sample + self.extract
+        sample = max(1, n * self.sample // total)
+        return self if n >= total else Sizes(sample, max(1, n - sample), self.batch)
 
 
 async def induce(
     items: Sequence[Item],
-    sender: Sender,
+    client: Client,
     *,
     factors: int = 10,
     values: int = 30,
     sizes: Sizes | None = None,
-    limits: Limits | None = None,
     strata: Mapping[str, str] | None = None,
     seed: int = 0,
 ) -> FactorSchema:
@@ -94,49 +88,46 @@ async def induce(
 
     Args:
         items: the catalogue; products without text, and repeated ones, are not looked at.
-        sender: how to ask; its log keeps every answer, so that an induction that was stopped goes on.
-        factors: K, at most.
+        client: how to ask; its log keeps every answer, so that an induction that was stopped goes on.
+        factors: K, at most: fewer where no more were proposed that have values.
         values: of one factor, at most, ``other`` not counted.
         sizes: products a step.
-        limits: what the trial asks of a vocabulary, and how often it may be made anew.
         strata: a group by item token, such as category and popularity; samples hold them in the catalogue's shares.
         seed: of the samples.
 
     Raises:
-        RecplugError: for limits below two values or one factor, fewer than three products, no usable proposal, or
-            no factor with values.
+        Stopped: by budget or failures; another call goes on.
+        RecplugError: for limits below two values or one factor, fewer than two products, no usable proposal, or no
+            factor with values.
     """
     if factors < 1 or values < 2:
         raise RecplugError(f"factors={factors}, values={values}: a schema needs a factor, and a factor two values")
     pool = in_strata(distinct(items), strata or {}, seed)
-    if len(pool) < 3:
-        raise RecplugError(f"{len(pool)} different products with text are too few to make a schema of; give 3 or more")
+    if len(pool) < 2:
+        raise RecplugError(f"{len(pool)} different products with text are too few to make a schema of; give 2 or more")
     sizes = (sizes or Sizes()).fitted(len(pool))
-    limits = limits or Limits()
-    sample, rest = pool[: sizes.sample], pool[sizes.sample :]
-    extract, trial = rest[: sizes.extract], rest[sizes.extract : sizes.extract + sizes.trial]
-
-    asker = Asker(sender)
-    found, calls = await _proposed(asker, sample, sizes.batch)
-    themes = (await _merged(asker, found))[:factors]
-    log.info("factors: %s", ", ".join(f"{theme.name} ({len(theme.calls)})" for theme in themes))
-    bare = [Theme(theme.name, theme.definition, theme.source, theme.aliases) for theme in themes]
-    read = await vocabularies(asker, bare, extract, batch=sizes.batch, limit=values)
-    if not read:
+    sample, extract = pool[: sizes.sample], pool[sizes.sample : sizes.sample + sizes.extract]
+    client.used.clear()
+    found, calls = await _proposed(client, sample, sizes.batch)
+    named = await _merged(client, found)
+    made: dict[str, FactorSpec] = {}
+    waiting = [Theme(theme.name, theme.definition, theme.source, theme.aliases) for theme in named]
+    for _ in range(REFILLS):
+        place = factors - len(made)
+        chosen, waiting = waiting[:place], waiting[place:]
+        if chosen:
+            made |= await vocabularies(client, chosen, extract, batch=sizes.batch, limit=values)
+    if not made:
         raise RecplugError("not one proposed factor has two or more values in these products; try another model")
-    done = await improved(asker, read, trial, batch=max(1, sizes.batch // 2), limit=values, limits=limits, seed=seed)
-    for result in done:
-        log.info("%s", trial_line(result, limits))
-    by_name = {theme.name: theme for theme in themes}
+    kept = [theme for theme in named if theme.name in made]
     return FactorSchema(
-        factors=tuple(result.spec for result in done),
+        factors=tuple(made[theme.name] for theme in kept),
         provenance={
             "made_by": "recplug factors induce",
-            **asker.provenance(),
+            **provenance(client.name, client.sampling, client.used),
             "seed": str(seed),
-            "products": f"{len(sample)} for factors, {len(extract)} for values, {len(trial)} for the trial",
-            "named_by": "; ".join(f"{r.spec.name} {len(by_name[r.spec.name].calls)} of {calls} calls" for r in done),
-            "trial": "; ".join(trial_line(result, limits) for result in done),
+            "products": f"{len(sample)} for factors, {len(extract)} for values",
+            "named_by": "; ".join(f"{theme.name} {len(theme.calls)} of {calls} calls" for theme in kept),
         },
     )
 
@@ -204,19 +195,19 @@ class _Named:
         return next(s for s in ("text", "joint", "image") if self.sources[s] == best)
 
 
-async def _proposed(asker: Asker, sample: Sequence[Item], batch: int) -> tuple[list[_Named], int]:
+async def _proposed(client: Client, sample: Sequence[Item], batch: int) -> tuple[list[_Named], int]:
     """All proposed factors, most named first, and how many calls had a usable answer."""
     answers: dict[int, _Proposals] = {}
 
     async def one(at: int) -> None:
         shown = sample[at : at + batch]
-        found = await asker.ask(
+        found = await client.read(
             lambda problems: proposal_request(shown, problems=problems), lambda text: read_object(text, _Proposals)
         )
         if found is not None:
             answers[at] = found
 
-    await for_each(range(0, len(sample), batch), one, workers=asker.sender.concurrency)
+    await for_each(range(0, len(sample), batch), one, workers=client.concurrency)
     named: dict[str, _Named] = {}
     for call in sorted(answers):
         for proposal in answers[call].factors:
@@ -230,12 +221,12 @@ async def _proposed(asker: Asker, sample: Sequence[Item], batch: int) -> tuple[l
     return sorted(named.values(), key=lambda entry: (-len(entry.calls), min(entry.calls), entry.name)), len(answers)
 
 
-async def _merged(asker: Asker, found: list[_Named]) -> list[_Named]:
+async def _merged(client: Client, found: list[_Named]) -> list[_Named]:
     """The same, with those that ask the same made one; the one that more calls named gives the name."""
     compared, first = found[:COMPARED], first_index(len(found[:COMPARED]))
     if len(compared) < 2:
         return found
-    answer = await asker.ask(
+    answer = await client.read(
         lambda problems: merge_request([(entry.name, entry.definition) for entry in compared], problems=problems),
         lambda text: read_object(text, _SameAs),
     )

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from recplug.plugins.errors import RecplugError
 
-_FORMAT = 0x52504C31  # marks the file as ours; the last byte is the version
+_FORMAT = 0x52504C32  # marks the file as ours; the last byte is the version
 _TABLES = """
 CREATE TABLE IF NOT EXISTS entries (
     key TEXT PRIMARY KEY, text TEXT, status TEXT, model TEXT, place TEXT, mode TEXT, day TEXT
@@ -43,10 +43,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Call:
-    """One answered request, or one given up.
+    """One request: answered, or ``"unanswered"``.
 
     Attributes:
-        status: the finish reason, or ``"broken"``.
+        status: the finish reason, or that.
         text: the raw answer, or what went wrong.
         input_tokens, output_tokens: what it cost.
         attempts: requests sent for it.
@@ -105,19 +105,18 @@ class AnswerLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Let the next process in."""
         self._file.close()
 
     def get(self, key: str) -> Entry | None:
         """What was put under ``key``."""
+        return self.find(key, exact=True).get(key)
+
+    def find(self, prefix: str, *, exact: bool = False) -> dict[str, Entry]:
+        """All entries whose key begins with ``prefix``, or is it."""
+        last = prefix if exact else prefix + chr(0x10FFFF)
         with self._telling():
-            found = self._file.execute(
-                "SELECT text, status, model, place, mode, day FROM entries WHERE key = ?", (key,)
-            ).fetchone()
-        return Entry(*found) if found else None
+            rows = self._file.execute("SELECT * FROM entries WHERE key BETWEEN ? AND ?", (prefix, last)).fetchall()
+        return {key: Entry(*rest) for key, *rest in rows}
 
     def put(self, entries: Mapping[str, Entry]) -> None:
         """Keep all or none of ``entries``; an older one under the same key is replaced."""
@@ -128,11 +127,7 @@ class AnswerLog:
     def record(self, call: Call) -> None:
         """Keep what one call said and cost."""
         with self._telling(), self._commit():
-            self._file.execute(
-                "INSERT INTO calls (status, text, input_tokens, output_tokens, attempts, model, at)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?)",
-                astuple(call),
-            )
+            self._file.execute("INSERT INTO calls VALUES (NULL, ?, ?, ?, ?, ?, ?, ?)", astuple(call))
 
     def usage(self) -> Usage:
         """What all calls together cost, in this run and those before."""
@@ -141,12 +136,6 @@ class AnswerLog:
                 "SELECT count(*), total(attempts), total(input_tokens), total(output_tokens) FROM calls"
             ).fetchone()
         return Usage(*map(int, sums))
-
-    def statuses(self) -> dict[str, int]:
-        """How many entries have each status."""
-        with self._telling():
-            rows = self._file.execute("SELECT status, count(*) FROM entries GROUP BY status ORDER BY status")
-            return dict(rows.fetchall())
 
     def _open(self) -> None:
         run = self._file.execute
@@ -161,7 +150,7 @@ class AnswerLog:
             if health != "ok":
                 raise sqlite3.DatabaseError(health)
             if objects and mark != _FORMAT:
-                raise RecplugError(f"{self.path} is not a log of answers; name another file")
+                raise RecplugError(f"{self.path} is not a log of answers, or an earlier version's; name another file")
             for statement in _TABLES.split(";"):
                 run(statement)
             run(f"PRAGMA application_id = {_FORMAT}")
@@ -193,3 +182,17 @@ class AnswerLog:
             raise RecplugError(f"the log {self.path} is damaged ({reason}); move it away to begin a new one") from None
         except OSError as error:
             raise RecplugError(f"cannot use the log {self.path}: {error.strerror}; name another file") from None
+
+
+def provenance(model: str, sampling: str, entries: Iterable[Entry]) -> dict[str, str]:
+    """Who answered, where, how and when: told by the entries, which may come from several runs."""
+    entries = list(entries)
+    days = sorted({entry.day for entry in entries})
+    told = {"model_reported": "model", "server": "place", "mode": "mode"}
+    found = {key: sorted({getattr(entry, name) for entry in entries} - {""}) for key, name in told.items()}
+    return {
+        "model": model,
+        **{key: ", ".join(words) or "unknown" for key, words in found.items()},
+        "sampling": sampling,
+        "created": " to ".join(dict.fromkeys((days[0], days[-1]))) if days else "unknown",
+    }

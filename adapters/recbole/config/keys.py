@@ -12,6 +12,7 @@ KEYS: dict[str, Any] = {
     "drop_features_together": False,  # an item loses its vectors of all modalities, not of each on its own
     "drop_seed": 0,  # which items
     "factors": None,  # path of a factor schema; default: DATASET.factors.json beside the .inter file
+    "factor_min_group": None,  # values of fewer items are rolled up; default: 0.1 % of them, at least 5; 0: never
     "factor_control": None,  # a control: "shuffled" profiles (of other items), or "random" groups of equal sizes
     "trim_padding": None,  # default: on with a plugin, where it is exact
     "fast_propagation": None,  # default: on with a plugin, and with enable_amp

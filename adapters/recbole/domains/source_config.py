@@ -13,8 +13,9 @@ from recplug.plugins.registry import available
 NOT_SHARED = ("dataset", "given", "data_path", "features", "factors", "adapter", "warm_start", "dataset_save_path",
               "dataloaders_save_path", "log_wandb", "save_dataset", "save_dataloaders")  # fmt: skip
 # What the adapter, or the caller, may have set in the target's configuration itself.
-ALIKE = ("shuffle_features", "drop_features", "drop_features_together", "drop_seed", "factor_control", "trim_padding",
-         "fast_propagation", "mask_history", "score_block", "device", "seed", "reproducibility")  # fmt: skip
+ALIKE = ("shuffle_features", "drop_features", "drop_features_together", "drop_seed", "factor_min_group",
+         "factor_control", "trim_padding", "fast_propagation", "mask_history", "score_block", "device", "seed",
+         "reproducibility")  # fmt: skip
 
 
 def shared_values(config: Any) -> dict[str, Any]:

@@ -164,7 +164,7 @@ class Grafted(metaclass=GraftedClass):
                 left = ", ".join(f"{name} of {int(m.present.sum()):,}" for name, m in modalities.items())
                 report += [f"study: content vectors are taken from items (drop_features); left: {left} items"]
             neighbours = {modality: graph.to(config["device"]) for modality, graph in neighbours.items()}
-            factors, lines = load_factors(folder, name, config["factors"], tokens)
+            factors, lines = load_factors(folder, name, config["factors"], tokens, min_group=config["factor_min_group"])
             report += lines
             if factors is not None:
                 factors, lines = _controlled(factors, config["factor_control"], config["seed"])

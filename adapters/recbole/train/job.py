@@ -185,6 +185,7 @@ class Job(Asked):
             "fast_propagation": model.recplug_fast,
             "shuffle_features": bool(config["shuffle_features"]),
             "drop_features": float(config["drop_features"] or 0.0),
+            "factor_min_group": config["factor_min_group"],
             "factor_control": config["factor_control"],
             "settings": {name: s.model_dump() for name, s in model.recplug_resolved.items()},
             "parameters": parameters(model),

@@ -5,8 +5,8 @@ import random
 
 import pytest
 
-from recplug.adapters.data.item_files import training
 from recplug.adapters.factors import FactorTable
+from recplug.adapters.item_files import training
 
 TINY = ["--dataset", "tiny", "--data_path", "data"]
 IMPORT = ["factors", "import", "--from"]

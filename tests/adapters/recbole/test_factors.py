@@ -48,6 +48,14 @@ def test_mars_trains_on_every_model_with_an_item_table_and_is_off_at_its_identit
         assert torch.equal(mine, bare)
 
 
+@pytest.mark.parametrize(("given", "least"), [({}, None), ({"mars": {"preset": "paper"}}, 0)], ids=["default", "paper"])
+def test_rare_values_are_rolled_up_by_default_and_kept_by_the_paper_s_preset(given, least, tiny, tmp_path):
+    result = run("LightGCN", "tiny", "mars", {**CONFIG, **given}, data_path=tiny, output_dir=tmp_path / "run")
+    assert result.result["factor_min_group"] == least
+    said = "values of fewer than 5 items are rolled up (factor_min_group)"
+    assert (said in (result.directory / "run.log").read_text()) is (least is None)
+
+
 def test_profiles_are_aligned_by_token_and_the_items_without_one_are_unknown(build, tiny):
     _, model, train, *_ = build("LightGCN", "mars")
     table = FactorTable.load(tiny / "tiny" / "tiny.factors.json")

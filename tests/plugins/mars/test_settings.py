@@ -30,7 +30,8 @@ PAPER = {
     "image_weight": 0.1,  # not given; MMRec's FREEDOM
 }
 JOIN = {"paper": "replace", "mmrec": "add"}  # eq. 7: H is the item; MMRec's LATTICE and FREEDOM add it
-SELECTION = {"topk": [10, 20], "valid_metric": "Recall@20"}  # App. C.1.3
+# App. C.1.3; eq. 3 has an edge for every shared value, however rare.
+SELECTION = {"topk": [10, 20], "valid_metric": "Recall@20", "factor_min_group": 0}
 HOST = {
     "paper": SELECTION,
     "mmrec": {

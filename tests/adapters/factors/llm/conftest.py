@@ -1,28 +1,12 @@
-"""Senders on the loopback server of ``tests/adapters/conftest.py``, without sleep and without a way out."""
+"""Clients of the loopback server of ``tests/adapters/conftest.py``, without sleep and without a way out."""
 
-import asyncio
 import socket
 
+import openai
 import pytest
 
+from recplug.adapters.factors.llm.client import Client
 from recplug.adapters.factors.llm.log import AnswerLog
-from recplug.adapters.factors.llm.sending import Sender
-from recplug.adapters.factors.llm.server import OpenAIChat
-
-
-class Clock:
-    """A clock that only sleeping moves, and that notes how long each sleep was."""
-
-    def __init__(self):
-        self.now, self.slept = 1000.0, []
-
-    def __call__(self):
-        return self.now
-
-    async def sleep(self, seconds):
-        self.slept.append(seconds)
-        self.now += seconds
-        await asyncio.sleep(0)
 
 
 @pytest.fixture(autouse=True)
@@ -38,21 +22,30 @@ def only_loopback(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", guarded)
 
 
-@pytest.fixture
-def clock():
-    return Clock()
+@pytest.fixture(autouse=True)
+def waits(monkeypatch):
+    """The seconds that the openai package would have waited before each retry."""
+    waited = []
+    right = openai.AsyncOpenAI._calculate_retry_timeout
+
+    def counted(self, *arguments, **options):
+        waited.append(right(self, *arguments, **options))
+        return 0
+
+    monkeypatch.setattr(openai.AsyncOpenAI, "_calculate_retry_timeout", counted)
+    return waited
 
 
 @pytest.fixture
-def open_sender(chat_server, clock, tmp_path):
-    """``async with open_sender(**options) as sender``: on the loopback server, with a log and without real sleep."""
+def open_client(chat_server, tmp_path):
+    """``async with open_client(**options) as client``: of the loopback server, with a log."""
     logs = []
 
-    def make(*, mode="strict", timeout=10.0, log="answers.sqlite", concurrency=1, **options):
-        chat = OpenAIChat("oracle-1", base_url=chat_server.url, timeout=timeout, mode=mode, key_env="OPENAI_API_KEY")
+    def make(*, log="answers.sqlite", **options):
         logs.append(AnswerLog(tmp_path / log))
-        return Sender(chat, logs[-1], concurrency=concurrency, sleep=clock.sleep, clock=clock, **options)
+        usual = {"base_url": chat_server.url, "key_env": "OPENAI_API_KEY", "concurrency": 1, "timeout": 30}
+        return Client("openai:oracle-1", logs[-1], **(usual | options))
 
     yield make
     for log in logs:
-        log.close()
+        log.__exit__()

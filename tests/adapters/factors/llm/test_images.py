@@ -5,9 +5,8 @@ import logging
 import pytest
 from PIL import Image
 
-from recplug.adapters.factors.llm import images
-from recplug.adapters.factors.llm.content import Item
-from recplug.adapters.factors.llm.images import SIDE, data_url, find_images
+from recplug.adapters.factors.llm import content
+from recplug.adapters.factors.llm.content import SIDE, Item, data_url, find_images
 from recplug.adapters.factors.llm.prompts import assignment_request
 from recplug.plugins.errors import RecplugError
 
@@ -64,7 +63,7 @@ def test_what_is_no_picture_is_left_out_with_a_warning(tmp_path, caplog, monkeyp
     broken.write_bytes(b"not a picture")
     Image.new("RGB", (30, 30)).save(big)
     Image.new("RGB", (30, 30)).save(gif, "GIF")
-    monkeypatch.setattr(images, "MAX_PIXELS", 100)
+    monkeypatch.setattr(content, "MAX_PIXELS", 100)
     with caplog.at_level(logging.WARNING):
         assert [data_url(file) for file in (broken, big, gif, tmp_path / "d.jpg")] == [None] * 4
     assert len(caplog.records) == 4

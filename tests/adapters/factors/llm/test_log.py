@@ -30,7 +30,8 @@ def test_what_was_put_is_there_after_reopening(tmp_path):
     with AnswerLog(path) as log:
         assert log.get("k") == ENTRY
         assert log.get("nothing") is None
-        assert log.statuses() == {"failed": 1, "ok": 1}
+        assert log.find("") == {"k": ENTRY, "l": Entry("", "failed", "", "", "", "")}
+        assert log.find("k") == {"k": ENTRY}
         assert log.usage() == Usage(2, 4, 200, 40)
         assert log.usage().tokens == 240
 
@@ -38,7 +39,7 @@ def test_what_was_put_is_there_after_reopening(tmp_path):
 def test_a_new_log_has_cost_nothing(tmp_path):
     with AnswerLog(tmp_path / "a.sqlite") as log:
         assert log.usage() == Usage(0, 0, 0, 0)
-        assert log.statuses() == {}
+        assert log.find("") == {}
 
 
 def test_a_later_entry_takes_the_place_of_an_earlier_one(tmp_path):
