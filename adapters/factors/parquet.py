@@ -9,19 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recplug.adapters.factors.schema import CONTENT, FORMAT, ITEM, RESERVED, STATUS
 from recplug.plugins.errors import RecplugError
-
-if TYPE_CHECKING:
-    from recplug.adapters.factors.table import FactorTable
 
 PREFIX = "recplug."
 _WRITTEN_BY_SAVE = ("format", "schema_sha256", "sha256")
@@ -45,23 +41,27 @@ class Stored:
         return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
 
 
-def write(table: FactorTable, path: Path) -> None:
-    """Write the labels; equal tables give equal bytes."""
-    factors = table.schema.factors
+def write(stored: Stored, path: Path, *, schema_sha256: str, multi: Collection[str]) -> None:
+    """Write the labels; equal ones give equal bytes.
+
+    Args:
+        stored: the labels.
+        path: where to.
+        schema_sha256: of the schema whose words they are.
+        multi: the factors that take several values.
+    """
     text = pa.dictionary(pa.int32(), pa.string())
-    columns: dict[str, pa.Array] = {ITEM: pa.array(table.tokens, pa.string())}
-    for spec in factors:
-        column = table.values[spec.name]
-        if spec.multi:
-            columns[spec.name] = pa.array(column, pa.list_(pa.string()))
+    columns: dict[str, pa.Array] = {ITEM: pa.array(stored.tokens, pa.string())}
+    for name, column in stored.values.items():
+        if name in multi:
+            columns[name] = pa.array(column, pa.list_(pa.string()))
         else:
-            columns[spec.name] = pa.array([names[0] if names else None for names in column], pa.string()).cast(text)
-    columns[STATUS] = pa.array(table.status, pa.string()).cast(text)
-    if table.content_sha256:
-        columns[CONTENT] = pa.array(table.content_sha256, pa.string())
-    stored = Stored(table.tokens, table.values, table.status, {}, table.content_sha256)
-    header = {"format": FORMAT, "schema_sha256": table.schema.sha256, "sha256": stored.sha256}
-    header |= {key: table.metadata[key] for key in sorted(table.metadata)}
+            columns[name] = pa.array([names[0] if names else None for names in column], pa.string()).cast(text)
+    columns[STATUS] = pa.array(stored.status, pa.string()).cast(text)
+    if stored.content_sha256:
+        columns[CONTENT] = pa.array(stored.content_sha256, pa.string())
+    header = {"format": FORMAT, "schema_sha256": schema_sha256, "sha256": stored.sha256}
+    header |= {key: stored.metadata[key] for key in sorted(stored.metadata)}
     metadata = {f"{PREFIX}{key}": value for key, value in header.items()}
     pq.write_table(pa.table(columns, metadata=metadata), path, compression="zstd")
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from recplug.adapters.factors import parquet
-from recplug.adapters.factors.aligning import aligned, aligned_with
+from recplug.adapters.factors.alignment import aligned, aligned_with
 from recplug.adapters.factors.schema import CONTROL, FactorSchema, FactorSpec, folded
 from recplug.adapters.features.tokens import check_padding, token_problem
 from recplug.adapters.files import replacing
@@ -122,7 +122,9 @@ class FactorTable:
         try:
             schema.parent.mkdir(parents=True, exist_ok=True)
             with replacing(labels) as partial_labels, replacing(schema) as partial_schema:
-                parquet.write(self, partial_labels)
+                stored = parquet.Stored(self.tokens, self.values, self.status, self.metadata, self.content_sha256)
+                multi = {spec.name for spec in self.schema.factors if spec.multi}
+                parquet.write(stored, partial_labels, schema_sha256=self.schema.sha256, multi=multi)
                 partial_schema.write_bytes(self.schema.text().encode())
         except OSError as error:
             raise RecplugError(f"cannot write {schema}: {error.strerror or error}; choose another place") from None
@@ -154,9 +156,9 @@ class FactorTable:
         Args:
             id_tokens: the token of every host row; row 0 is ``"[PAD]"`` and never has a value.
             min_group: a value that fewer items *of this table* have becomes its parent, else the factor's ``other``,
-                else unknown; :func:`~recplug.adapters.factors.aligning.rolled_up`. None: 0.1 % of the table's items, at
-                least 5. 0: never. Counting in the table and not in the dataset gives an item the same profile in
-                every dataset, and an item that training never saw the one it would have had there.
+                else unknown (:func:`~.alignment.rolled_up`). None: 0.1 % of the table's items, at least 5. 0: never.
+                Counting in the table and not in the dataset gives an item the same profile in every dataset, and an
+                item that training never saw the one it would have had there.
             factors: those of other profiles, such as of training, of which these are for new items: the result has
                 exactly these factors and values, in their order. Nothing is counted: a value that they lack becomes its
                 nearest ancestor among them, else the factor's ``other``, else unknown. None: the table's own.

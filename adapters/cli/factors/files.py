@@ -71,7 +71,10 @@ def import_(
     level: Annotated[int | None, typer.Option("--level", help="columns: how many steps of a path count.")] = None,
     schema: Annotated[
         Path | None,
-        typer.Option("--schema", help="tsv: the .factors.json with the allowed values; default: a new one."),
+        typer.Option(
+            "--schema",
+            help="A .factors.json. tsv: with the allowed values; default: a new one. clusters: of these sizes.",
+        ),
     ] = None,
     factors: Annotated[
         int | None, typer.Option("--factors", help="clusters: how many, shared out among the modalities (10).")
@@ -101,7 +104,7 @@ def import_(
     only_for: dict[str, tuple[Any, tuple[Source, ...]]] = {
         "--columns": (columns, (Source.columns,)),
         **{f"--{option}": (given, (Source.columns,)) for option, given in how.items()},
-        "--schema": (schema, (Source.tsv,)),
+        "--schema": (schema, (Source.tsv, Source.clusters)),
         "--factors": (factors, (Source.clusters,)),
         "--values": (values, (Source.clusters,)),
         "--modalities": (modalities, (Source.clusters,)),
@@ -122,7 +125,7 @@ def import_(
     elif source is Source.tsv:
         table = _from_tsv(path, schema, origin)
     else:
-        table = _from_clusters(path, dataset, data_path, modalities, factors, values, seed)
+        table = _from_clusters(path, dataset, data_path, modalities, schema, factors, values, seed)
     covered = table.coverage(item_tokens(dataset, data_path)) if dataset else None
     check_kept(output, table)
     table.save(output)
@@ -199,7 +202,7 @@ def _from_columns(
     how: dict[str, Any],
     origin: dict[str, str],
 ) -> FactorTable:
-    from recplug.adapters.factors.sources import ColumnSpec, from_columns, read_item_file
+    from recplug.adapters.factors.columns import ColumnSpec, from_columns, read_item_file
     from recplug.plugins.errors import RecplugError, did_you_mean
 
     if path is None:
@@ -241,11 +244,13 @@ def _from_clusters(
     dataset: str | None,
     data_path: Path | None,
     modalities: str | None,
+    schema: Path | None,
     factors: int | None,
     values: int | None,
     seed: int | None,
 ) -> FactorTable:
     from recplug.adapters.data.check import settings_of
+    from recplug.adapters.factors import FactorSchema
     from recplug.adapters.factors.clusters import from_clusters
     from recplug.adapters.features import FeatureTable
     from recplug.adapters.features.find import find_tables
@@ -263,8 +268,11 @@ def _from_clusters(
             hint = did_you_mean(name, found) or f"; there are: {', '.join(found) or 'none'}"
             raise RecplugError(f"{dataset} has no {name} features{hint}")
     tables = {name: FeatureTable.load(found[name]) for name in wanted}
-    options = {"factors": factors, "values": values, "seed": seed}
-    return from_clusters(tables, **{key: value for key, value in options.items() if value is not None})
+    if schema is not None and (factors is not None or values is not None):
+        raise RecplugError("--schema tells how many factors and values; leave --factors and --values out")
+    given: dict[str, Any] = {"factors": factors, "values": values, "seed": seed}
+    given["like"] = FactorSchema.load(schema) if schema is not None else None
+    return from_clusters(tables, **{key: value for key, value in given.items() if value is not None})
 
 
 def _edges(rows: list[tuple[str, str]], tokens: list[str]) -> Tensor:

@@ -1,1 +1,6 @@
-"""Factors read by a language model: schema induction, assignment, and what makes both safe to stop and run again."""
+"""Factors by a language model: ``induce`` makes a schema, ``assign`` labels items under it.
+
+In come an item's allowed texts and picture (``content``), out go a schema or a table. ``prompts`` and ``answers``
+are both sides of a question, ``client`` asks a server within ``limits``, ``log`` keeps every answer. Called by the
+commands.
+"""

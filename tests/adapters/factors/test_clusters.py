@@ -3,7 +3,7 @@ import pytest
 import torch
 from sklearn.metrics import adjusted_rand_score
 
-from recplug.adapters.factors import from_clusters
+from recplug.adapters.factors import FactorSchema, FactorSpec, Value, from_clusters
 from recplug.adapters.features import FeatureTable
 from recplug.plugins.errors import RecplugError
 
@@ -34,7 +34,7 @@ def test_planted_groups_are_found(dtype):
         assert adjusted_rand_score([planted[t] for t in TOKENS], [found[t] for t in TOKENS]) == 1.0
         sizes = [list(found.values()).count(value) for value in ("c00", "c01", "c02", "c03")]
         assert sizes == sorted(sizes, reverse=True)
-    assert all(spec.source == "cluster" for spec in table.schema.factors)
+    assert [spec.source for spec in table.schema.factors] == ["image", "text"]
 
 
 def test_items_without_a_vector_are_unknown_in_that_modality_alone():
@@ -76,6 +76,26 @@ def test_factors_are_shared_out_and_named_by_modality():
     assert table.metadata["licence"] == "image; text; audio"
     assert all(tables[name].sha256 in table.metadata["features"] for name in tables)
     assert from_clusters(tables, factors=3, values=101).schema.factors[0].names[0] == "c000"
+
+
+def test_a_schema_gives_the_sizes_and_the_sources():
+    tables = {name: blobs(name, TOKENS, seed)[0] for seed, name in enumerate(("image", "text", "audio"))}
+    sized = {"a": ("text", 3, False), "b": ("image", 5, True), "c": ("catalogue", 2, False), "d": ("text", 4, False)}
+    like = FactorSchema(
+        factors=tuple(
+            FactorSpec(
+                name=name, source=source, other="v0" if other else None,
+                values=tuple(Value(name=f"v{i}") for i in range(size + other)),
+            )
+            for name, (source, size, other) in sized.items()
+        )
+    )  # fmt: skip
+    found = from_clusters(tables, like=like).schema.factors
+    assert {spec.name: (spec.source, len(spec.names)) for spec in found} == {
+        "image_1": ("image", 5), "text_1": ("text", 3), "text_2": ("text", 4), "audio_1": ("cluster", 2)
+    }  # fmt: skip
+    with pytest.raises(RecplugError, match="no factor for the audio"):
+        from_clusters(tables, like=like.model_copy(update={"factors": (*like.factors[:2], like.factors[3])}))
 
 
 def test_the_global_random_state_is_left_alone():

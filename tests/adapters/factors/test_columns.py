@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recplug.adapters.factors import ColumnSpec, FactorSchema, FactorSpec, FactorTable, Value
-from recplug.adapters.factors.sources import from_columns, merge, read_item_file
+from recplug.adapters.factors import ColumnSpec
+from recplug.adapters.factors.columns import from_columns, read_item_file
 from recplug.plugins.errors import RecplugError
 
 
@@ -182,31 +182,3 @@ def test_a_malformed_item_file_is_refused_in_one_line(tmp_path, text, words):
     (tmp_path / "d.item").write_text(text)
     told(lambda: read_item_file(tmp_path / "d.item"), "d.item", *words)
     told(lambda: read_item_file(tmp_path / "none.item"), "cannot read")
-
-
-def part(name, tokens, column, status, **metadata):
-    spec = FactorSpec(name=name, aliases=("old",), values=(Value(name="x"), Value(name="y")))
-    schema = FactorSchema(factors=(spec,), dropped={name: ("z",)}, provenance=metadata)
-    return FactorTable(schema, tokens, {name: column}, status, metadata, ("digest",) * len(tokens))
-
-
-def test_merging_puts_factors_side_by_side_by_token():
-    one = part("f", ("a", "b"), (("x",), ("y",)), ("ok", "failed"), licence="A", model="m")
-    two = part("g", ("b", "c"), (("y",), ()), ("override", "ok"), licence="B", model="m")
-    both = merge([one, two], ["llm", "shop"])
-    assert both.tokens == ("a", "b", "c")
-    assert both.values == {"llm/f": (("x",), ("y",), ()), "shop/g": ((), ("y",), ())}
-    assert both.status == ("ok", "failed", "ok")
-    assert both.metadata == {"licence": "A; B", "model": "m"}
-    assert both.schema.dropped == {"llm/f": ("z",), "shop/g": ("z",)}
-    assert both.schema.factor("shop/old").name == "shop/g"
-    assert both.content_sha256 == ()
-
-
-def test_merging_needs_different_names_or_prefixes():
-    one = part("f", ("a",), (("x",),), ("ok",))
-    told(lambda: merge([one, one]), "'f' and 'f'", "prefixes")
-    told(lambda: merge([one, one], ["p"]), "2 tables and 1 prefixes")
-    told(lambda: merge([one, one], ["p", "P"]), "spelled")
-    told(lambda: merge([]), "0 tables")
-    assert merge([one]).values == one.values

@@ -1,11 +1,11 @@
-"""Factors without a language model: columns of a catalogue, and several sources in one."""
+"""Factors without a language model: columns of a catalogue."""
 
 from __future__ import annotations
 
 import csv
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, get_args
@@ -14,11 +14,9 @@ import numpy as np
 
 from recplug.adapters.factors.schema import ITEM, UNKNOWN, FactorSchema, FactorSpec, Value, folded
 from recplug.adapters.factors.table import FactorTable
-from recplug.adapters.factors.tsv import Names, StrPath, from_tsv, most_frequent, read_cells, to_tsv
+from recplug.adapters.factors.tsv import Names, StrPath, most_frequent, read_cells
 from recplug.plugins.errors import RecplugError, did_you_mean
 from recplug.plugins.factors import FactorSource
-
-__all__ = ["ColumnSpec", "from_columns", "from_tsv", "merge", "read_item_file", "to_tsv"]
 
 Kind = Literal["token", "token_seq", "float", "path"]
 STEP = " > "
@@ -120,52 +118,6 @@ def read_item_file(path: StrPath) -> tuple[dict[str, dict[str, str]], dict[str, 
     return rows, types
 
 
-def merge(tables: Sequence[FactorTable], prefixes: Sequence[str] | None = None) -> FactorTable:
-    """The factors of several tables side by side.
-
-    An item is unknown under the factors of a table that lacks it. Its status is the first of failed, refused, override
-    and ok that it has anywhere. What the items were labelled from is no longer told, since it differs.
-
-    Args:
-        tables: in the order in which the factors are wanted.
-        prefixes: one a table; factor ``use`` becomes ``prefix/use``. None: names stay and must differ.
-
-    Raises:
-        RecplugError: where two factors have one name, or prefixes and tables differ in number.
-    """
-    if not tables or (prefixes is not None and len(prefixes) != len(tables)):
-        raise RecplugError(f"{len(tables)} tables and {len(prefixes or ())} prefixes: give tables, and one prefix each")
-    specs: list[FactorSpec] = []
-    values: dict[str, tuple[Names, ...]] = {}
-    dropped: dict[str, Names] = {}
-    status: dict[str, str] = {}
-    for table in tables:
-        for token, now in zip(table.tokens, table.status, strict=True):
-            status[token] = min(status.get(token, "ok"), now, key=("failed", "refused", "override", "ok").index)
-    for number, table in enumerate(tables):
-        prefix = f"{prefixes[number]}/" if prefixes is not None else ""
-        dropped |= {prefix + name: words for name, words in table.schema.dropped.items()}
-        for spec in table.schema.factors:
-            held = dict(zip(table.tokens, table.values[spec.name], strict=True))
-            values[prefix + spec.name] = tuple(held.get(token, ()) for token in status)
-            aliases = tuple(prefix + alias for alias in spec.aliases)
-            specs.append(spec.model_copy(update={"name": prefix + spec.name, "aliases": aliases}))
-    try:
-        schema = FactorSchema(
-            factors=tuple(specs), dropped=dropped, provenance=_joined([table.schema.provenance for table in tables])
-        )
-    except RecplugError as error:
-        raise RecplugError(f"cannot merge: {error}" + ("" if prefixes else "; or give prefixes")) from None
-    return FactorTable(
-        schema, tuple(status), values, tuple(status.values()), _joined([table.metadata for table in tables])
-    )
-
-
-def _joined(parts: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    keys = dict.fromkeys(key for part in parts for key in part)
-    return {key: "; ".join(dict.fromkeys(part[key] for part in parts if key in part)) for key in keys}
-
-
 def _cell(token: str, row: Mapping[str, str], column: ColumnSpec) -> str:
     if column.column not in row:
         hint = did_you_mean(column.column, row) or f"; it has: {', '.join(row)}"
@@ -233,21 +185,18 @@ def _binned(column: ColumnSpec, cells: list[str], tokens: list[str]) -> tuple[li
     numbers = np.array([_number(column, cell, token) for cell, token in zip(cells, tokens, strict=True)])
     known = numbers[~np.isnan(numbers)]
     if column.width is not None:
-        place = np.floor(numbers / column.width)
-        edges = np.unique(place[~np.isnan(place)])
+        places = np.floor(numbers / column.width)
+        edges = np.unique(places[~np.isnan(places)])
         ends = [[float(f"{end * column.width:.12g}") for end in (low, low + 1)] for low in edges]
         labels = [f"{_shown(low)} to {_shown(high)}" for low, high in ends]
-        place = np.searchsorted(edges, place)
+        bins = np.searchsorted(edges, places)
     else:
         edges = _edges(known, column.bins)
         shown = [_shown(edge) for edge in edges]
-        labels = (
-            [f"below {shown[0]}", *(f"{a} to {b}" for a, b in pairwise(shown)), f"{shown[-1]} and above"]
-            if shown
-            else [_shown(x) for x in known[:1]]
-        )
-        place = np.searchsorted(edges, numbers, side="right")
-    held: list[Names] = [() if np.isnan(x) else (labels[at],) for x, at in zip(numbers, place.tolist(), strict=True)]
+        inner = [f"{low} to {high}" for low, high in pairwise(shown)]
+        labels = [f"below {shown[0]}", *inner, f"{shown[-1]} and above"] if shown else [_shown(x) for x in known[:1]]
+        bins = np.searchsorted(edges, numbers, side="right")
+    held: list[Names] = [() if np.isnan(x) else (labels[at],) for x, at in zip(numbers, bins.tolist(), strict=True)]
     return held, labels
 
 
@@ -256,15 +205,12 @@ def _edges(known: np.ndarray[Any, np.dtype[np.float64]], bins: int) -> np.ndarra
     steps = np.unique(known)[1:]
     if not len(steps):
         return steps
-    # Each edge is a number that occurs, so that no bin is empty; the first bin holds the lowest number at least.
+    # Each edge is a number that occurs, above the lowest, so that no bin is empty.
     exact = np.unique(np.maximum(np.quantile(known, np.arange(1, bins) / bins, method="higher"), steps[0]))
-    if (known == np.floor(known)).all():
-        return exact
-    for digits in range(3, 17):
-        edges = np.unique([float(f"{edge:.{digits}g}") for edge in exact])
-        if len(np.unique(np.searchsorted(edges, known, side="right"))) == len(exact) + 1:
-            return edges
-    return exact
+    rounded = (np.unique([float(f"{edge:.{digits}g}") for edge in exact]) for digits in range(3, 17))
+    whole = (known == np.floor(known)).all()
+    used = (edges for edges in rounded if len(np.unique(np.searchsorted(edges, known, side="right"))) == len(exact) + 1)
+    return exact if whole else next(used, exact)
 
 
 def _number(column: ColumnSpec, cell: str, token: str) -> float:
