@@ -30,7 +30,7 @@ from recplug.adapters.recbole.config.host_config import make_config, model_class
 from recplug.adapters.recbole.data.loaders import make_loaders
 from recplug.adapters.recbole.data.sampling import use_fast_sampling, use_fused_adam
 from recplug.plugins.contract import Modality
-from recplug.plugins.micrec.neighbours import content_vectors, nearest
+from recplug.plugins.micrec import content_vectors, nearest
 
 SIZES = {
     "LightGCN": {"n_layers": 3, "embedding_size": 64},

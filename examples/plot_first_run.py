@@ -81,10 +81,9 @@ plt.show()
 # Whom does the gate listen to?
 # -----------------------------
 # ``diagnostics/prism.npz`` holds the numbers behind every picture, for example the weights of the four experts for
-# every user. Each dot is a user; the spread says how much users differ.
+# every history of the test, as the model used them. Each dot is a history; the spread says how much they differ.
 
-weights = np.load(folder / "diagnostics" / "prism.npz")["gate"]
-weights = weights[np.isfinite(weights).all(axis=1)]
+weights = np.load(folder / "diagnostics" / "prism.npz")["gate_histories"]
 names = ["unique image", "unique text", "synergy", "redundancy"]
 rng = np.random.default_rng(0)
 figure, axes = plt.subplots(figsize=(8, 3.6), layout="constrained")
@@ -92,7 +91,7 @@ for place, column in enumerate(weights.T):
     jitter = rng.uniform(-0.3, 0.3, len(column))
     axes.scatter(place + jitter, column, s=3, alpha=0.25)
     axes.hlines(column.mean(), place - 0.35, place + 0.35, color="black")
-axes.set(title="weight of each expert, user by user (line: mean)", ylabel="weight", ylim=(0, 1))
+axes.set(title="weight of each expert, history by history (line: mean)", ylabel="weight", ylim=(0, 1))
 axes.set_xticks(range(4), names)
 axes.spines[["top", "right"]].set_visible(False)
 plt.show()

@@ -219,6 +219,16 @@ class Step:
         Returns:
             A tuple of tensors ``[*ids.shape, ...]``.
         """
+        values, where = self.rows_of(key, ids, compute)
+        if ids is self._all_ids:
+            return values
+        return tuple(_gather(each, where) for each in values)
+
+    def rows_of(self, key: str, ids: Tensor, compute: Callable[[Tensor], Rows]) -> tuple[tuple[Tensor, ...], Tensor]:
+        """:meth:`lookup` before it gathers: each item's values once, ``[r, ...]``, and ids' rows ``[*ids.shape]``.
+
+        For a sum that reads the values where they are (``F.embedding_bag``) instead of a copy for every id.
+        """
         known = self._known.get(key)
         whole = ids is self._all_ids
         if known is None or (whole and known.slot is not None):
@@ -226,10 +236,7 @@ class Step:
             known = _Known(self._compute(rows, compute), slot)
             if self.kind != "call":
                 self._known[key] = known
-        if whole:
-            return known.values
-        where = ids if known.slot is None else known.slot[ids]
-        return tuple(_gather(values, where) for values in known.values)
+        return known.values, ids if known.slot is None else known.slot[ids]
 
     def _compute(self, rows: Tensor, compute: Callable[[Tensor], Rows]) -> tuple[Tensor, ...]:
         if self.kind != "evaluation" or rows.numel() <= BLOCK:

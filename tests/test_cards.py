@@ -211,3 +211,18 @@ def test_every_toy_comes_out(tmp_path):
     verdicts = re.findall(r"^toy-(\w+): (.+)$", done.stdout, re.MULTILINE)
     assert verdicts == [(name, "as expected") for name in MODULES], done.stdout + done.stderr
     assert done.returncode == 0
+
+
+def test_the_documented_command_of_micrec_is_the_tables(cards):
+    """One configuration: what the page tells to run is what the card, and so the table, was made with."""
+    card = cards.every()["micrec-lightgcn"]
+    page = (ROOT / "docs" / "methods" / "micrec.rst").read_text(encoding="utf-8")
+    words = next(line for line in page.splitlines() if "run_recbole" in line).replace("=", " ").split()
+    given = dict(zip(words[1::2], words[2::2], strict=True))
+    assert given.pop("--model") == card.model
+    assert given.pop("--plugin") == card.rows["MICRec"].plugins[0]
+    assert given.pop("--dataset") == card.dataset
+    assert given.pop("--micrec.source") == card.rows["MICRec"].settings["micrec.source"]
+    found = {"embedding_size": 64, "learning_rate": 0.001, "train_batch_size": 2048}  # RecBole's for LightGCN
+    found |= {key[2:]: type(card.settings[key[2:]])(value) for key, value in given.items()}
+    assert found == card.settings

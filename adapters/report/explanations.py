@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +21,7 @@ from recplug.adapters.report.catalogue import Catalogue
 from recplug.adapters.report.run_contents import Run
 from recplug.plugins.errors import RecplugError
 from recplug.plugins.magnet.module import Magnet
+from recplug.plugins.prism import Prism
 
 LATEST = 50  # items of a history that are compared
 VALUES = 3  # shared factor values that are named
@@ -33,7 +33,8 @@ HOW = {
     "factors": "Shared factor values are those that an item has in common with the history, the rarest in the "
     "catalogue first; the count says how many items of the history have them.",
     "magnet": "“Routed to” names the experts with the largest weights for this user and item after training.",
-    "prism": "The gate's weights are this user's means over the training interactions, beside those of all users.",
+    "prism": "The gate's weights are means over this user's history, as the model weighs it to recommend, beside those "
+    "of the histories of the last evaluation.",
     "micrec": "A route says from what a user's or an item's vector was made; warm means from its own interactions.",
 }
 
@@ -147,16 +148,20 @@ class Reasons:
             lines.append(Line("routed to", _largest(row, magnet.pool.names)))
 
     def _gate(self, user: str) -> str:
-        """A user's mean weights of PRISM's experts, as the run's diagnostics keep them."""
-        pictures = {picture.name: picture for picture in self.run.pictures.get("prism", ())}
-        weights = pictures["gate"].values if "gate" in pictures else None
-        names = pictures["gate_by_user"].labels.get("rows") if "gate_by_user" in pictures else None
-        row = self.loaded.known("users").get(user)
-        if weights is None or row is None or row >= len(weights) or not np.isfinite(weights[row]).all():
+        """A user's mean weights of PRISM's experts in recommending; nothing where the model weighs items."""
+        prism = self.loaded.model.recplug.augmentations().get("prism")
+        if not isinstance(prism, Prism):
             return ""
-        names = names or [f"expert {at}" for at in range(weights.shape[1])]
-        mean = np.nanmean(weights, axis=0)
-        return ", ".join(f"{n} {w:.2f} (all users {m:.2f})" for n, w, m in zip(names, weights[row], mean, strict=True))
+        prism.recorder.found.pop("gate_histories", None)
+        self.loaded.scores([user], until="test")
+        weights = prism.recorder.found.get("gate_histories")
+        if weights is None or not len(weights):
+            return ""
+        names = [name.replace("_", " ") for name in prism.expert_names]
+        pictures = {picture.name: picture.values for picture in self.run.pictures.get("prism", ())}
+        everyone = pictures.get("gate_histories")
+        others = [""] * len(names) if everyone is None else [f" (all {mean:.2f})" for mean in everyone.mean(axis=0)]
+        return ", ".join(f"{n} {w:.2f}{o}" for n, w, o in zip(names, weights[-1].tolist(), others, strict=True))
 
     def _route(self, token: str, side: Any) -> str:
         try:

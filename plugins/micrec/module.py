@@ -9,14 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from recplug.plugins.contract import Augmentation, Panel, Side
+from recplug.plugins.micrec import diagnostics
+from recplug.plugins.micrec.content import Content
 from recplug.plugins.micrec.losses import SelfEnhanced
-from recplug.plugins.micrec.neighbours import Content
-from recplug.plugins.micrec.refinement import borrowing, refining
+from recplug.plugins.micrec.neighbours import borrowing, refining
 from recplug.plugins.micrec.settings import MicrecSettings
 from recplug.plugins.micrec.templates import Templates
-from recplug.plugins.micrec.transfer import Transfer
+from recplug.plugins.micrec.transfer import Transfer, kept
+from recplug.plugins.nn import Noise
 from recplug.plugins.nn.knn import Neighbours
 from recplug.plugins.nn.propagation import Adjacency
+from recplug.plugins.nn.recorder import Recorder
 from recplug.plugins.protocols import Source
 from recplug.plugins.step import Step
 
@@ -39,7 +42,7 @@ class Micrec(Augmentation):
     Where we deviate: the paper's formulas were not available; the templates are INMO's, and the refinement is the most
     likely reading. An item without interactions ends as the mean of its neighbours' final vectors, through which no
     gradient flows: in training it is a negative and nothing else. By default the representations are
-    added to the host's rows.
+    added to the host's rows, times a trained number that begins at 1.
 
     Args:
         settings: every choice.
@@ -49,7 +52,6 @@ class Micrec(Augmentation):
         degrees: ``[n]`` int64 by side: how many training interactions each node has.
         width: d, of the tables.
         own_users: rows of the table of template users, where the host has none; else 0.
-        replace: whether representations stand in the place of the host's rows.
         source: the second domain, or None.
         vector_width: of what the domains contrast.
         loss_sum: whether the host sums its loss over a batch.
@@ -68,7 +70,6 @@ class Micrec(Augmentation):
         degrees: Mapping[Side, Tensor],
         width: int,
         own_users: int = 0,
-        replace: bool = True,
         source: Source | None = None,
         vector_width: int = 0,
         loss_sum: bool = False,
@@ -81,11 +82,11 @@ class Micrec(Augmentation):
         self.contents = dict(contents)
         self.degrees = dict(degrees)
         self.known: dict[Side, Tensor] = {side: degree > 0 for side, degree in degrees.items()}
+        self.recorder = Recorder()
         self.loss_sum = loss_sum
         self.source = source
         self.register_buffer("epochs", torch.zeros((), dtype=torch.long, device=degrees["items"].device))
-        kind = settings.refinement
-        self._refine: dict[Side, Adjacency] = {side: refining(each, kind) for side, each in neighbours.items()}
+        self._refine: dict[Side, Adjacency] = {side: refining(each) for side, each in neighbours.items()}
         self.cold: Tensor | None = None
         if settings.isolated == "borrow" and "items" in neighbours:
             rows, lent = borrowing(neighbours["items"], ~self.known["items"])
@@ -99,7 +100,7 @@ class Micrec(Augmentation):
         if templates is not None and own_users:
             self.template_users = nn.Parameter(torch.empty(own_users, width))
         self.gate: nn.Parameter | None = None
-        if templates is not None and not replace:
+        if templates is not None and settings.join == "residual":
             self.gate = nn.Parameter(torch.empty(2))  # of users, of items
         self.source_model: nn.Module | None = None if source is None else source.model
         self._alone = source is None and not settings.inert
@@ -107,15 +108,13 @@ class Micrec(Augmentation):
             if isinstance(module, Micrec):
                 module._alone = False
         self.transfer: Transfer | None = None
-        if source is not None and settings.gamma and len(source.links) >= 2:
+        self.links = None if source is None else kept(source.links, settings.overlap)
+        if self.links is not None and settings.gamma and len(self.links) >= 2:
             self.transfer = Transfer(
-                links=source.links,
+                links=self.links,
                 width=vector_width,
-                hidden=settings.hidden or vector_width,
-                projection=settings.projection or vector_width,
                 temperature=settings.temperature,
                 anchors=settings.anchors or (ENCODED if own_users else LOOKED_UP),
-                anchor=settings.anchor,
                 seed=seed + 2,
             )
         self.reset_parameters()
@@ -129,7 +128,7 @@ class Micrec(Augmentation):
         if self.template_users is not None:
             nn.init.xavier_normal_(self.template_users)
         if self.gate is not None:
-            nn.init.constant_(self.gate, self.settings.gate)
+            nn.init.ones_(self.gate)
         if self.transfer is not None:
             self.transfer.reset_parameters()
 
@@ -142,7 +141,11 @@ class Micrec(Augmentation):
 
     def joined(self, users: Tensor | None, items: Tensor) -> tuple[Tensor | None, Tensor]:
         """The host's rows to refined representations, in their place or added to them."""
-        new_users, new_items = self.refined(*self.represented(users, items))
+        made_users, made_items = self.represented(users, items)
+        new_users, new_items = self.refined(made_users, made_items)
+        self._record("mixed_items", new_items, made_items)
+        if new_users is not None and made_users is not None:
+            self._record("mixed_users", new_users, made_users)
         if self.gate is None:
             return new_users, new_items
         if users is not None and new_users is not None:
@@ -176,8 +179,16 @@ class Micrec(Augmentation):
             return items
         self.cold, self._lent = self.cold.to(items.device), self._lent.to(items.device)
         # Such items are negatives or nothing: a gradient would push their neighbours down.
-        borrowed = self._lent.matmul(items.detach())  # [q, w]
-        return items.index_copy(0, self.cold, borrowed.to(items.dtype))
+        borrowed = self._lent.matmul(items.detach()).to(items.dtype)  # [q, w]
+        lent = items.index_copy(0, self.cold, borrowed)
+        self._record("lent_items", lent, items)
+        return lent
+
+    def _record(self, name: str, after: Tensor, before: Tensor) -> None:
+        """Which rows ``[n, d]`` content has changed, in an evaluation."""
+        if self.step is not None and self.step.kind == "evaluation":
+            ids = torch.arange(len(after), device=after.device)
+            self.recorder.rows(self.step, name, ids, (after != before).any(dim=1).float(), len(after))
 
     # -- losses
 
@@ -219,11 +230,52 @@ class Micrec(Augmentation):
             self.templates.advance(self.epochs > 0)
         self.epochs.add_(1)
 
+    def routes(self) -> dict[Side, Tensor]:
+        """How nodes came by their vectors in the latest evaluation: places in :data:`.diagnostics.ROUTES`, ``[n]``.
+
+        A node with training interactions is warm; another that content has changed has its vector from that; the rest
+        have what every such node has.
+        """
+        found: dict[Side, Tensor] = {}
+        for side, known in self.known.items():
+            changed = [
+                seen for name in ("mixed", "lent") if (seen := self.recorder.found.get(f"{name}_{side}")) is not None
+            ]
+            if changed:
+                by_content = torch.stack([each[: len(known)] > 0 for each in changed]).any(dim=0)
+                found[side] = torch.where(known.to(by_content.device), 0, torch.where(by_content, 1, 2))
+        return found
+
+    @torch.no_grad()
     def diagnostics(self) -> dict[str, Panel | Tensor]:
         """Routes, hubs, lengths by degree; with a second domain, how well its people find themselves."""
-        from recplug.plugins.micrec.diagnostics import diagnose
+        found: dict[str, Panel | Tensor] = {}
+        if self.templates is not None:
+            found["exponent"] = self.templates.exponent()
+        for side, neighbours in self.neighbours.items():
+            times = torch.bincount(neighbours.index[neighbours.valid], minlength=len(neighbours.index))
+            found[f"hubs_{side}"] = diagnostics.hubs(side, times[neighbours.valid.any(dim=1)])
+        if self.step is not None:
+            if (vectors := self.final_vectors()) is not None:  # which makes the tables, if no evaluation has
+                found["lengths"] = diagnostics.lengths(vectors, self.degrees)
+            found |= self._people(self.step)
+        if routes := self.routes():
+            found["routes"] = diagnostics.routes(routes)
+        return found
 
-        return diagnose(self)
+    def _people(self, step: Step) -> dict[str, Panel | Tensor]:
+        """Linked users: those used in the loss, and those held out."""
+        if self.source is None:
+            return {}
+        vectors: dict[str, tuple[Tensor, Tensor]] = {}
+        for name, links in (("used", self.links), ("held out", self.source.held_out)):
+            if links is not None and len(links) >= 2:
+                order = Noise(0).permutation(len(links), torch.device("cpu"))[: diagnostics.PEOPLE]
+                some = links[order.to(links.device)]
+                source, target = self.source.encode_users(some[:, 0]), step.vectors_of(some[:, 1])
+                vectors[name] = source.float(), target.float()
+        project = self.transfer.project if self.transfer is not None else lambda source, target: (source, target)
+        return diagnostics.people(vectors, {n: project(*pair) for n, pair in vectors.items()}) if vectors else {}
 
     def final_vectors(self) -> dict[Side, Tensor] | None:
         """What the host ranks by, ``[n, w]`` by side; None outside of a step."""

@@ -1,16 +1,13 @@
-"""Content as unit vectors whose products are likeness, and nearest neighbours by it."""
+"""Nearest neighbours by content, and nodes mixed with theirs."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recplug.plugins.contract import Modality
 from recplug.plugins.errors import RecplugError
+from recplug.plugins.micrec.content import Content
 from recplug.plugins.nn.knn import Neighbours
 from recplug.plugins.nn.propagation import Adjacency
 
@@ -18,144 +15,6 @@ ROWS = 1024  # queries at once
 WIDE = 2**24  # scores at once
 MARGIN = 6  # candidates beyond k that are compared exactly
 CHUNK = 64  # columns whose maximum stands for them
-SHORTEST = 1e-6  # a unit vector that is no longer than this without the mean has no direction
-
-
-@dataclass(frozen=True)
-class Content:
-    """What is known of users or items, as vectors whose inner products are their likeness.
-
-    Attributes:
-        values: ``[n, D]`` float32, the modalities side by side; of unit length, or zero where nothing is known.
-        present: ``[n]`` bool, whether anything is.
-        widths: of the modalities; they add up to D.
-        weights: of the modalities.
-        centres: ``[d_m]`` each: the means that were subtracted.
-        names: of the modalities.
-    """
-
-    values: Tensor
-    present: Tensor
-    widths: tuple[int, ...]
-    weights: tuple[float, ...]
-    centres: tuple[Tensor, ...]
-    names: tuple[str, ...]
-
-    def blocks(self) -> list[Tensor]:
-        """``[n, d_m]`` each: one modality at unit length, zero where it is missing."""
-        return [F.normalize(block, dim=1) for block in self.values.split(self.widths, dim=1)]
-
-    def to(self, device: torch.device | str) -> Content:
-        """The same on ``device``."""
-        centres = tuple(centre.to(device) for centre in self.centres)
-        return Content(self.values.to(device), self.present.to(device), self.widths, self.weights, centres, self.names)
-
-
-def text_first(names: Sequence[str], text: float) -> dict[str, float]:
-    """Weights of modalities: ``text`` for the one of that name, the others share the rest; equal where that is all."""
-    others = [name for name in names if name != "text"]
-    if len(others) in (0, len(names)):
-        return {name: 1.0 / len(names) for name in names}
-    return {name: text if name == "text" else (1.0 - text) / len(others) for name in names}
-
-
-@torch.no_grad()
-def content_vectors(
-    modalities: Sequence[Modality],
-    weights: Mapping[str, float],
-    n_rows: int,
-    *,
-    known: Tensor | None = None,
-    centres: Mapping[str, Tensor] | None = None,
-    device: torch.device | None = None,
-) -> Content:
-    r"""Content of items, stacked so that :math:`\hat x^\top \hat y = \sum_m w_m \cos(x_m, y_m)`.
-
-    Vectors are brought to unit length, the mean of known items is subtracted, and they are brought to unit length
-    again: means over many items point one way otherwise. An item that lacks a modality has a block of zeros there, and
-    its other blocks weigh more (:math:`w_m / \sum_{m' \text{ present}} w_{m'}`), so that it stays at unit length.
-
-    Args:
-        modalities: content, aligned with the first rows of the item table.
-        weights: w_m, one a modality; one of 0 leaves it out.
-        n_rows: rows of the result.
-        known: ``[n_rows]`` bool, the items whose mean is subtracted; None: all.
-        centres: means by name that are subtracted in their place, for items that come later.
-        device: where it is computed; None: where the content lies.
-    """
-    blocks, here, used, middles = [], [], [], []
-    for modality in modalities:
-        if weights[modality.name] <= 0:
-            continue
-        place = device or modality.values.device
-        present = F.pad(modality.present.to(place), (0, n_rows - len(modality.present)))  # [n]
-        values = F.normalize(modality.values.to(place).float(), dim=1)
-        values = F.pad(values, (0, 0, 0, n_rows - len(values))).masked_fill(~present.unsqueeze(1), 0.0)
-        given = None if centres is None else centres[modality.name].to(place)
-        mask = present if known is None else present & known.to(place)
-        values, present, centre = _centred(values, present, mask, given)
-        blocks.append(values)
-        here.append(present)
-        middles.append(centre)
-        used.append(modality.name)
-    if not blocks:
-        raise RecplugError("micrec: no modality has a weight above 0; raise micrec.text_weight or lower it from 1")
-    return _stacked(blocks, here, [weights[name] for name in used], middles, used)
-
-
-@torch.no_grad()
-def user_content(
-    content: Content, edges: Tensor, n_users: int, *, centres: Mapping[str, Tensor] | None = None
-) -> Content:
-    """Content of users: by modality, the mean of the unit vectors of their items, centred over users, at unit length.
-
-    Args:
-        content: of the items.
-        edges: ``[2, n]`` training interactions (user, item), each once.
-        n_users: rows of the result.
-        centres: means by modality to subtract, for users that come later; None: these users' own.
-    """
-    members = Adjacency.of(edges, torch.ones_like(edges[0], dtype=torch.float32), (n_users, len(content.values)))
-    blocks, here, middles = [], [], []
-    for name, block in zip(content.names, content.blocks(), strict=True):
-        count = members.matmul((block != 0).any(dim=1, keepdim=True).float())  # [n_users, 1]
-        mean = members.matmul(block) / count.clamp(min=1.0)
-        present = count.squeeze(1) > 0
-        given = None if centres is None else centres[name].to(block.device)
-        values, present, centre = _centred(mean, present, present, given)
-        blocks.append(values)
-        here.append(present)
-        middles.append(centre)
-    return _stacked(blocks, here, content.weights, middles, content.names)
-
-
-def _centred(values: Tensor, present: Tensor, mask: Tensor, centre: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """``values [n, d]`` less the mean at ``mask``, at unit length; which still have a direction; the mean."""
-    if centre is None:
-        centre = values[mask].double().mean(dim=0).float() if bool(mask.any()) else values.new_zeros(values.shape[1])
-    values = values - centre
-    length = torch.linalg.vector_norm(values, dim=1)  # [n]
-    present = present & (length > SHORTEST)
-    values = (values / length.clamp(min=SHORTEST).unsqueeze(1)).masked_fill(~present.unsqueeze(1), 0.0)
-    return values, present, centre
-
-
-def _stacked(
-    blocks: Sequence[Tensor],
-    here: Sequence[Tensor],
-    weights: Sequence[float],
-    centres: Sequence[Tensor],
-    names: Sequence[str],
-) -> Content:
-    present = torch.stack(list(here), dim=1)  # [n, M]
-    share = present * torch.tensor(list(weights), device=present.device)
-    share = share / share.sum(dim=1, keepdim=True).clamp(min=torch.finfo(share.dtype).tiny)
-    values = torch.cat([share[:, m : m + 1].sqrt() * block for m, block in enumerate(blocks)], dim=1)
-    widths = tuple(block.shape[1] for block in blocks)
-    return Content(values, present.any(dim=1), widths, tuple(weights), tuple(centres), tuple(names))
-
-
-# -- search
 
 
 @torch.no_grad()
@@ -262,3 +121,78 @@ def neighbourhood(content: Content, known: Tensor, k: int) -> Neighbours:
     pool = content.values.masked_fill(~known.unsqueeze(1), 0.0)
     found = nearest(content.values, pool, k, exclude=rows)
     return Neighbours(torch.where(found.valid, found.index, rows.unsqueeze(1)), found.weight, found.valid)
+
+
+# -- nodes with their neighbours
+
+
+def shares(neighbours: Neighbours) -> tuple[Tensor, Tensor]:
+    """Weights of a node itself ``[n, 1]`` and of its neighbours ``[n, k]`` in what it is refined to.
+
+    1 and the likeness a, none below 0, over 1 plus their sum. A node without neighbours is itself.
+    """
+    others = neighbours.weight.clamp(min=0.0) * neighbours.valid
+    total = 1.0 + others.sum(dim=1, keepdim=True)
+    return 1.0 / total, others / total
+
+
+def refine(own: Tensor, pool: Tensor, neighbours: Neighbours) -> Tensor:
+    r"""Nodes with their content neighbours, :math:`(h_x + \sum_y a_{xy} h_y) / (1 + \sum_y a_{xy})`.
+
+    Args:
+        own: ``[n, d]``.
+        pool: ``[p, d]``, what the neighbours' rows name.
+        neighbours: ``[n, k]``.
+    """
+    mine, others = shares(neighbours)
+    return mine * own + torch.einsum("nk,nkd->nd", others, pool[neighbours.index])
+
+
+def refining(neighbours: Neighbours) -> Adjacency:
+    """:func:`refine` of a whole table as a constant matrix, ``[n, n]``."""
+    mine, others = shares(neighbours)
+    rows = torch.arange(len(mine), device=mine.device).unsqueeze(1)
+    places = torch.stack([rows.expand_as(others)[others > 0], neighbours.index[others > 0]])
+    itself = rows.squeeze(1).repeat(2, 1)
+    values = torch.cat([mine.squeeze(1), others[others > 0]])
+    return Adjacency.of(torch.cat([itself, places], dim=1), values, (len(mine), len(mine)), symmetric=False)
+
+
+def borrowing(neighbours: Neighbours, isolated: Tensor) -> tuple[Tensor, Adjacency]:
+    r"""Isolated nodes with neighbours, ``[q]``, and :math:`\sum_y a_{xy} r_y / \sum_y a_{xy}` for them, ``[q, n]``.
+
+    Args:
+        neighbours: ``[n, k]``, all of them nodes with interactions.
+        isolated: ``[n]`` bool.
+    """
+    likeness = neighbours.weight.clamp(min=0.0) * neighbours.valid  # [n, k]
+    rows = (isolated & (likeness.sum(dim=1) > 0)).nonzero().squeeze(1)  # [q]
+    mine = likeness[rows] / likeness[rows].sum(dim=1, keepdim=True)
+    at = torch.arange(len(rows), device=rows.device).unsqueeze(1).expand_as(mine)
+    places = torch.stack([at[mine > 0], neighbours.index[rows][mine > 0]])
+    return rows, Adjacency.of(places, mine[mine > 0], (len(rows), len(isolated)), symmetric=False)
+
+
+def mean_of(rows: Tensor, near: Neighbours, *, weighted: bool) -> tuple[Tensor, Tensor]:
+    """The mean of the neighbours' rows ``[n, w]``, by likeness or plain, and who has any ``[n]``."""
+    weight = near.weight.clamp(min=0.0) * near.valid if weighted else near.valid.float()  # [n, k]
+    total = weight.sum(dim=1, keepdim=True)
+    share = weight / total.clamp(min=torch.finfo(weight.dtype).tiny)
+    return torch.einsum("nk,nkd->nd", share.to(rows.dtype), rows[near.index]), total.squeeze(1) > 0
+
+
+def chosen(mask: Tensor, yes: Neighbours, no: Neighbours) -> Neighbours:
+    """Neighbours of ``yes`` where ``mask [n]``, else of ``no``; as wide as the wider one."""
+    width = max(yes.index.shape[1], no.index.shape[1])
+
+    def pick(one: Tensor, other: Tensor) -> Tensor:
+        one, other = (F.pad(each, (0, width - each.shape[1])) for each in (one, other))
+        return torch.where(mask.unsqueeze(1), one, other)
+
+    return Neighbours(pick(yes.index, no.index), pick(yes.weight, no.weight), pick(yes.valid, no.valid))
+
+
+def nobody(n: int, device: torch.device) -> Neighbours:
+    """No neighbours, ``[n, 0]``."""
+    index = torch.zeros(n, 0, dtype=torch.int64, device=device)
+    return Neighbours(index, index.float(), index.bool())

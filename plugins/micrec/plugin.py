@@ -7,12 +7,13 @@ import logging
 import torch
 from torch import Tensor
 
-from recplug.plugins.contract import Context, Plugin, Requirements, Side
+from recplug.plugins.contract import Context, Plugin, Preset, Requirements, Side
 from recplug.plugins.errors import RecplugError
 from recplug.plugins.hookspecs import hookimpl
+from recplug.plugins.micrec.content import Content, content_vectors, text_first, user_content
 from recplug.plugins.micrec.diagnostics import skewness
 from recplug.plugins.micrec.module import Micrec, MicrecNodes
-from recplug.plugins.micrec.neighbours import Content, content_vectors, neighbourhood, text_first, user_content
+from recplug.plugins.micrec.neighbours import neighbourhood
 from recplug.plugins.micrec.settings import MicrecSettings
 from recplug.plugins.micrec.templates import Templates
 from recplug.plugins.nn.knn import Neighbours
@@ -53,10 +54,8 @@ def build(settings: MicrecSettings, context: Context) -> Micrec:
             n_rows=n_rows,
             width=width,
             share=settings.share,
-            selection=settings.selection,
             annealing=settings.annealing,
             dropout=settings.edge_dropout,
-            global_rows=settings.global_rows,
             of_users=has_users,
             seed=context.seed,
         )
@@ -70,7 +69,6 @@ def build(settings: MicrecSettings, context: Context) -> Micrec:
         degrees=degrees,
         width=width,
         own_users=0 if has_users else n_users,
-        replace=settings.join == "replace",
         source=context.source,
         vector_width=context.width["propagated" if nodes else "users" if has_users else "items"],
         loss_sum=context.loss_reduction == "sum",
@@ -86,21 +84,25 @@ def _likeness(
     contents: dict[Side, Content] = {}
     neighbours: dict[Side, Neighbours] = {}
     modalities = context.content(settings.modalities, of="micrec")
-    of_users = settings.neighbours if settings.user_neighbours is None else settings.user_neighbours
-    of_users = of_users if has_users else 0
-    if not modalities or not (settings.neighbours or of_users):
-        if not modalities and settings.neighbours:
+    if not modalities or not settings.neighbours:
+        if settings.neighbours:
             log.info("micrec: no content here, so nothing has content neighbours; name some with --features.text FILE")
         return contents, neighbours
-    weights = text_first([m.name for m in modalities], settings.text_weight)
+    names = [m.name for m in modalities]
+    default = MicrecSettings.model_fields["text_weight"].default
+    if settings.text_weight != default and ("text" not in names or len(names) == 1):
+        raise RecplugError(
+            f"micrec.text_weight weighs 'text' against other modalities, and there is {', '.join(names)} alone; leave "
+            "it out"
+        )
+    weights = text_first(names, settings.text_weight)
     contents["items"] = items = content_vectors(
         modalities, weights, len(known["items"]), known=known["items"], device=context.device
     )
-    if settings.neighbours:
-        neighbours["items"] = neighbourhood(items, known["items"], settings.neighbours)
-    if of_users:
+    neighbours["items"] = neighbourhood(items, known["items"], settings.neighbours)
+    if has_users:
         contents["users"] = users = user_content(items, edges, len(known["users"]))
-        neighbours["users"] = neighbourhood(users, known["users"], of_users)
+        neighbours["users"] = neighbourhood(users, known["users"], settings.neighbours)
     for side, found in neighbours.items():
         most, skew = _hubs(found)
         log.info("micrec: %s have content neighbours; the likeliest is so for %d, skewness %.1f", side, most, skew)
@@ -113,15 +115,46 @@ def _hubs(found: Neighbours) -> tuple[int, float]:
     return int(times.max()), skewness(times[found.valid.any(dim=1)])
 
 
+PAPER = Preset(
+    "What is known of the paper: representations in the place of the backbone's rows, three layers, the contrast at "
+    "its full weight from the first epoch, and nothing borrowed. Its formulas and the other values were not available.",
+    settings={"join": "replace", "isolated": "keep", "gamma": 1.0, "warm_up": 0},
+    host={"n_layers": 3},
+)
+INMO = Preset(
+    "INMO's code with LightGCN, what MICRec builds on: templates alone, without content and a second domain.",
+    settings={"join": "replace", "neighbours": 0, "gamma": 0.0, "edge_dropout": 0.3},
+    host={
+        "n_layers": 3,
+        "embedding_size": 64,
+        "reg_weight": 0.0,
+        "learning_rate": 0.001,
+        "train_batch_size": 2048,
+        "epochs": 1000,
+        "stopping_step": 50,
+        "valid_metric": "NDCG@20",
+        "topk": [20],
+    },
+)
+
+
 @hookimpl
 def recplug_plugin() -> Plugin:
     """MICRec."""
     return Plugin(
         name="micrec",
-        summary="users and items from each other's templates, content neighbours, and a contrast of two domains",
+        summary="users and items from each other's templates and content neighbours; transfer where a source is named",
         paper="MICRec, arXiv 2510.21812",
         settings=MicrecSettings,
         requirements=requirements,
         build=build,
-        identity={"templates": False, "neighbours": 0, "user_neighbours": 0, "lambda_self": 0.0, "gamma": 0.0},
+        identity={"templates": False, "neighbours": 0, "lambda_self": 0.0, "gamma": 0.0},
+        presets={"paper": PAPER, "inmo": INMO},
+        ablations={
+            "w/o multimodal": {"neighbours": 0},
+            "w/o cross-domain": {"gamma": 0.0},
+            "w/o self-enhanced": {"lambda_self": 0.0},
+            "w/o annealing": {"annealing": 1.0},
+        },
+        mechanisms={"templates": {"templates": False}, "content neighbours": {"neighbours": 0}},
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,12 +35,10 @@ class Templates(nn.Module):
         n_rows: rows of the item table.
         width: d.
         share: of the users and of the items with interactions that are templates, in (0, 1].
-        selection: which, see :func:`choose`.
         annealing: factor of alpha after an epoch.
         dropout: share of the templates left out of each sum in training.
-        global_rows: whether there is g; without it, a node without templates has a vector of zeros.
         of_users: whether users are represented at all; else their global row is not trained.
-        seed: of the dropout and of a random selection.
+        seed: of the dropout.
     """
 
     alpha: Tensor
@@ -58,29 +56,27 @@ class Templates(nn.Module):
         n_rows: int,
         width: int,
         share: float = 1.0,
-        selection: Literal["error_sort", "degree", "random"] = "error_sort",
         annealing: float = 0.99,
         dropout: float = 0.0,
-        global_rows: bool = True,
         of_users: bool = True,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.n_users, self.n_rows, self.width = n_users, n_rows, width
-        self.share, self.selection = share, selection
+        self.share = share
         self.annealing, self.dropout = annealing, dropout
         self.noise = Noise(seed)
         keys = torch.unique(edges[0] * n_rows + edges[1])
         edges = torch.stack([keys // n_rows, keys % n_rows])
         self.register_buffer("edges", edges, persistent=False)
         # Saved by node, so that a model that numbers nodes otherwise keeps its templates.
-        self.register_buffer("user_templates", choose(edges, n_users, share, selection, seed))
-        self.register_buffer("item_templates", choose(edges.flip(0), n_rows, share, selection, seed + 1))
+        self.register_buffer("user_templates", choose(edges, n_users, share))
+        self.register_buffer("item_templates", choose(edges.flip(0), n_rows, share))
         self.register_buffer("alpha", torch.ones((), device=edges.device))
         self.register_buffer("user_counts", edges.new_zeros(n_users, dtype=torch.float32), persistent=False)
         self.register_buffer("item_counts", edges.new_zeros(n_rows, dtype=torch.float32), persistent=False)
-        self.user_global = nn.Parameter(torch.empty(width), requires_grad=of_users) if global_rows else None
-        self.item_global = nn.Parameter(torch.empty(width)) if global_rows else None
+        self.user_global = nn.Parameter(torch.empty(width), requires_grad=of_users)
+        self.item_global = nn.Parameter(torch.empty(width))
         self._sums: dict[Side, Adjacency] = {}
         self._scaled: dict[Side, tuple[tuple[object, ...], Adjacency, Tensor]] = {}
         self._rebuild()
@@ -90,26 +86,24 @@ class Templates(nn.Module):
     def reset_parameters(self) -> None:
         """Draw the global rows anew."""
         for row, n in ((self.user_global, self.n_users), (self.item_global, self.n_rows)):
-            if row is not None:
-                # The host's tables are not at hand; RecBole's graph models draw theirs by this rule.
-                nn.init.normal_(row, std=math.sqrt(2.0 / (n + self.width)))
+            # The host's tables are not at hand; RecBole's graph models draw theirs by this rule.
+            nn.init.normal_(row, std=math.sqrt(2.0 / (n + self.width)))
 
     def _rebuild(self) -> None:
         """The sums and counts that follow from the templates."""
         self._scaled = {}
         users, items = self.edges
-        above = float(self.user_global is not None)
         kept = self.item_templates[items]
         by_user = self.edges[:, kept]
         self._sums["users"] = _ones(by_user, (self.n_users, self.n_rows))
-        self.user_counts = torch.bincount(by_user[0], minlength=self.n_users).float() + above
+        self.user_counts = torch.bincount(by_user[0], minlength=self.n_users).float() + 1.0
         if bool(kept.all()) and bool(self.user_templates[users].all()):
             by_item = self.edges.flip(0)
             self._sums["items"] = self._sums["users"].transpose()
         else:
             by_item = self.edges[:, self.user_templates[users]].flip(0)
             self._sums["items"] = _ones(by_item, (self.n_rows, self.n_users))
-        self.item_counts = torch.bincount(by_item[0], minlength=self.n_rows).float() + above
+        self.item_counts = torch.bincount(by_item[0], minlength=self.n_rows).float() + 1.0
 
     def exponent(self) -> Tensor:
         """``[]``: p."""
@@ -131,8 +125,7 @@ class Templates(nn.Module):
             ``[n, d]``.
         """
         row = self.user_global if side == "users" else self.item_global
-        sums = sums if row is None else sums + row
-        return sums * counts.clamp(min=1.0).pow(-self.exponent()).unsqueeze(1)
+        return (sums + row) * counts.clamp(min=1.0).pow(-self.exponent()).unsqueeze(1)
 
     def forward(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
         """Raw tables ``[n_users, d]`` and ``[n_rows, d]`` to the representations of both."""
@@ -147,8 +140,6 @@ class Templates(nn.Module):
             averaging = averaging.with_values(averaging.values() * (kept / keep))
         means = averaging.matmul(raw)
         row = self.user_global if side == "users" else self.item_global
-        if row is None:
-            return means
         with torch.autocast(raw.device.type, enabled=False):  # which would take addr in half precision
             return torch.addr(means, scale.to(means.dtype), row.to(means.dtype))
 
@@ -168,38 +159,27 @@ class Templates(nn.Module):
 
     def extra_repr(self) -> str:
         """Choices."""
-        which = "all" if self.share == 1.0 else f"{self.share} by {self.selection}"
+        which = "all" if self.share == 1.0 else f"{self.share} by error-sort"
         return f"templates={which}, annealing={self.annealing}, dropout={self.dropout}"
 
 
-def choose(
-    edges: Tensor, n: int, share: float, selection: Literal["error_sort", "degree", "random"], seed: int
-) -> Tensor:
-    r"""``[n]`` bool: a share of the nodes that have edges.
+def choose(edges: Tensor, n: int, share: float) -> Tensor:
+    r"""``[n]`` bool: a share of the nodes that have edges, by INMO's error-sort.
 
-    ``degree``: those with most edges. ``error_sort``: those with the largest :math:`\sum_{y \in N(x)} 1 / |N(y)|`, a
-    degree in which a neighbour that many others have counts little. ``random``: any. Equal ones by the lower row.
+    Those with the largest :math:`\sum_{y \in N(x)} 1 / |N(y)|`, a degree in which a neighbour that many others have
+    counts little; equal ones by the lower row.
 
     Args:
         edges: ``[2, m]`` (node, its neighbour on the other side), each once.
         n: rows.
         share: in (0, 1], rounded up.
-        selection: the rule.
-        seed: of the random one.
     """
     nodes, others = edges
-    degree = torch.bincount(nodes, minlength=n).double()
-    active = degree > 0
+    active = torch.bincount(nodes, minlength=n) > 0
     if share == 1.0:
         return active
-    if selection == "degree":
-        score = degree
-    elif selection == "error_sort":
-        crowd = torch.bincount(others).double()[others]  # [m]
-        score = torch.zeros_like(degree).index_add(0, nodes, 1.0 / crowd)
-    else:
-        generator = torch.Generator("cpu").manual_seed(seed)
-        score = torch.rand(n, generator=generator, dtype=torch.float64, device="cpu").to(degree.device)
+    crowd = torch.bincount(others).double()[others]  # [m]
+    score = torch.zeros(n, dtype=torch.float64, device=edges.device).index_add(0, nodes, 1.0 / crowd)
     best = torch.where(active, score, -torch.inf).argsort(descending=True, stable=True)
     wanted = math.ceil(share * int(active.sum()) - 1e-9)
     return torch.zeros_like(active).index_fill(0, best[:wanted], True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,11 +31,8 @@ class Transfer(nn.Module):
     Args:
         links: ``[n, 2]`` (source user, target user); each user once, for another row of a user would be a negative.
         width: of the domains' vectors.
-        hidden: of the projections, between their layers.
-        projection: of what is compared.
         temperature: tau.
         anchors: m.
-        anchor: the side that no gradient reaches, if any.
         seed: of the order.
     """
 
@@ -47,24 +44,20 @@ class Transfer(nn.Module):
         *,
         links: Tensor,
         width: int,
-        hidden: int,
-        projection: int,
         temperature: float,
         anchors: int,
-        anchor: Literal["none", "source", "target"],
         seed: int,
     ) -> None:
         super().__init__()
         self.temperature = temperature
-        self.anchor = anchor
         self.noise = Noise(seed)
         self.width = width
         self.batches = min(-(-len(links) // anchors), max(len(links) // 2, 1))
         self.position = 0
         self.register_buffer("links", links, persistent=False)
         self.register_buffer("order", torch.arange(len(links), device=links.device))
-        self.source = _two_layers(width, hidden, projection)
-        self.target = _two_layers(width, hidden, projection)
+        self.source = _two_layers(width)
+        self.target = _two_layers(width)
 
     def reset_parameters(self) -> None:
         """Draw both projections anew."""
@@ -82,7 +75,7 @@ class Transfer(nn.Module):
         return self.links[self.order[first:last]]
 
     def project(self, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Vectors ``[b, d]`` of both domains to what is compared, ``[b, d_p]``."""
+        """Vectors ``[b, d]`` of both domains to what is compared, ``[b, d]``."""
         for name, vectors in (("source", source), ("target", target)):
             if vectors.shape[1] != self.width:
                 raise RecplugError(
@@ -93,10 +86,6 @@ class Transfer(nn.Module):
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
         """``[b, d]`` and ``[b, d]``, a row a person, to a scalar; 0 below two people."""
-        if self.anchor == "source":
-            source = source.detach()
-        if self.anchor == "target":
-            target = target.detach()
         with torch.autocast(source.device.type, enabled=False):
             return info_nce(*self.project(source.float(), target.float()), temperature=self.temperature)
 
@@ -110,11 +99,20 @@ class Transfer(nn.Module):
 
     def extra_repr(self) -> str:
         """Choices."""
-        return f"links={len(self.links)}, temperature={self.temperature}, anchor={self.anchor}"
+        return f"links={len(self.links)}, temperature={self.temperature}"
 
 
-def _two_layers(width: int, hidden: int, projection: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, projection))
+def kept(links: Tensor, overlap: float) -> Tensor:
+    """The first share ``overlap`` of ``links [n, 2]`` in an order that is the same in every run, so that a smaller
+    share is part of a larger one and seeds differ in nothing else; as they are at 1."""
+    if overlap == 1.0:
+        return links
+    order = torch.randperm(len(links), generator=torch.Generator("cpu").manual_seed(0), device="cpu")
+    return links[order[: round(overlap * len(links))].to(links.device)]
+
+
+def _two_layers(width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
 
 
 def agreement(source: Tensor, target: Tensor) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""PRISM's parts: projections, experts, gate, and the control that replaces them."""
+"""PRISM's parts: projections, experts and gate."""
 
 from __future__ import annotations
 
@@ -89,26 +89,23 @@ class Experts(nn.Module):
     .. math:: e^j = W_2^j\, \mathrm{GELU}\big(\textstyle\sum_m W_1^{j,m} p_m + b_1^j\big) + b_2^j
 
     The first layer is a sum over modalities, so that masking one of them (eqs. 3, 4) exchanges one summand instead of
-    running the expert again. Depth, width and activation are those of the authors' code; its dropout, which never
-    reached the output there, acts on the hidden layer here.
+    running the expert again. Depth, width and activation are those of the authors' code, whose dropout never reaches
+    the output. The ablation "without expert j" has fewer of them.
 
     Args:
+        experts: J.
         modalities: M.
         width: d.
         hidden: h_e.
-        dropout: on the hidden layer.
-        noise: the plugin's random stream.
 
     Shapes:
         ``p [r, M, d]`` to ``[r, J, d]``; with ``masked(p, z)`` to ``[r, J, M, d]``.
     """
 
-    def __init__(self, *, modalities: int, width: int, hidden: int, dropout: float, noise: Noise) -> None:
+    def __init__(self, *, experts: int, modalities: int, width: int, hidden: int) -> None:
         super().__init__()
-        self.n_experts = modalities + 2
+        self.n_experts = experts
         self.hidden = hidden
-        self.p_dropout = dropout
-        self.noise = noise
         self.w1 = nn.Parameter(torch.empty(modalities, width, self.n_experts * hidden))
         self.b1 = nn.Parameter(torch.empty(self.n_experts, hidden))
         self.w2 = nn.Parameter(torch.empty(self.n_experts, hidden, width))
@@ -149,12 +146,11 @@ class Experts(nn.Module):
 
     def _second(self, first: Tensor) -> Tensor:
         """``[..., J, h]`` before the activation to ``[..., J, d]``."""
-        hidden = self.noise.dropout(F.gelu(first + self.b1), self.p_dropout)
-        return torch.einsum("...jh,jhd->...jd", hidden, self.w2) + self.b2
+        return torch.einsum("...jh,jhd->...jd", F.gelu(first + self.b1), self.w2) + self.b2
 
     def extra_repr(self) -> str:
         """Sizes."""
-        return f"experts={self.n_experts}, hidden={self.hidden}, dropout={self.p_dropout}"
+        return f"experts={self.n_experts}, hidden={self.hidden}"
 
 
 class Gate(nn.Module):
@@ -206,25 +202,3 @@ class Gate(nn.Module):
     def extra_repr(self) -> str:
         """Choices."""
         return f"temperature={self.temperature}, dropout={self.p_dropout}"
-
-
-class EqualMlp(nn.Module):
-    """The control of equal capacity: one MLP over all projections, with as many parameters as experts and gate.
-
-    Args:
-        modalities: M.
-        width: d.
-        parameters: how many parameters to match (within half a hidden unit).
-
-    Shapes:
-        ``[r, M, d]`` to ``[r, d]``.
-    """
-
-    def __init__(self, *, modalities: int, width: int, parameters: int) -> None:
-        super().__init__()
-        hidden = max(1, round((parameters - width) / (modalities * width + 1 + width)))
-        self.layers = nn.Sequential(nn.Linear(modalities * width, hidden), nn.GELU(), nn.Linear(hidden, width))
-
-    def forward(self, p: Tensor) -> Tensor:
-        """``[..., M, d]`` to ``[..., d]``."""
-        return self.layers(p.flatten(-2))

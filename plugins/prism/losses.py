@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -51,12 +53,20 @@ def valid_first(valid: Tensor, noise: Noise) -> Tensor:
 
 
 def interaction_losses(
-    full: Tensor, masked: Tensor, *, valid: Tensor, triplet: str, margin: float, gram: Tensor | None = None
+    full: Tensor,
+    masked: Tensor,
+    *,
+    experts: Sequence[str],
+    modalities: Sequence[str],
+    valid: Tensor,
+    triplet: str,
+    margin: float,
+    gram: Tensor | None = None,
 ) -> dict[str, Tensor]:
     r"""Uniqueness, synergy and redundancy losses (eqs. 5-8), unweighted, each a mean over the valid rows.
 
-    With M modalities, expert m < M is drawn to its outputs in which *another* modality is masked and away from the
-    one in which m is masked (averaged over the others: the paper has M = 2); expert M is synergy, M + 1 redundancy.
+    With M modalities, the expert of one is drawn to its outputs in which *another* modality is masked and away from
+    the one in which its own is masked (averaged over the others: the paper has M = 2).
 
     Given ``gram`` :math:`G = E^\top E` of the candidate table, the vectors stand for whole score vectors
     :math:`y = E h`: :math:`y \cdot y' = h^\top G h'`, exactly, without a ``[n, items]`` tensor.
@@ -64,29 +74,37 @@ def interaction_losses(
     Args:
         full: ``[n, J, d]``.
         masked: ``[n, J, M, d]``, entry m with modality m masked.
+        experts: J names: some of ``unique_MODALITY`` in the order of the modalities, then ``synergy``, ``redundancy``.
+        modalities: M names.
         valid: ``[n]`` bool; other rows do not count.
         triplet: ``"cosine"`` or ``"l2"`` distance for the uniqueness losses.
         margin: m of eqs. (5), (6).
         gram: ``[d, d]`` or None.
 
     Returns:
-        ``unique`` ``[M]``, ``synergy`` ``[]``, ``redundancy`` ``[]``, in float32.
+        ``[]`` in float32 by expert.
     """
-    modalities = masked.shape[2]
     full, masked = full.float(), masked.float()
     weight = valid.float() / valid.float().sum().clamp(min=1.0)  # [n]
     cosine = _cosine(full, masked, gram)  # [n, J, M]
-    unique = slice(0, modalities)
-    distance = 1.0 - cosine[:, unique] if triplet == "cosine" else _l2(full[:, unique], masked[:, unique], gram)
-    own = torch.eye(modalities, dtype=torch.bool, device=full.device)  # [expert, masked modality]
-    negative = distance.diagonal(dim1=1, dim2=2).unsqueeze(-1)  # [n, M, 1]: the expert's own modality masked
-    hinge = F.relu(margin + distance - negative).masked_fill(own, 0.0)  # [n, M, M]
-    per_expert = hinge.sum(dim=-1) / max(modalities - 1, 1)  # [n, M]
-    return {
-        "unique": (per_expert * weight.unsqueeze(-1)).sum(dim=0),
-        "synergy": (cosine[:, modalities].mean(dim=-1) * weight).sum(),
-        "redundancy": ((1.0 - cosine[:, modalities + 1].mean(dim=-1)) * weight).sum(),
-    }
+    found: dict[str, Tensor] = {}
+    own = [at for at, name in enumerate(modalities) if f"unique_{name}" in experts]
+    if own:
+        first = slice(0, len(own))
+        distance = 1.0 - cosine[:, first] if triplet == "cosine" else _l2(full[:, first], masked[:, first], gram)
+        every = torch.eye(len(modalities), dtype=torch.bool, device=full.device)  # [modality, masked modality]
+        itself = torch.stack([every[m] for m in own])  # [U, M]
+        negative = (distance * itself).sum(dim=-1, keepdim=True)  # [n, U, 1]: the expert's own modality masked
+        hinge = F.relu(margin + distance - negative).masked_fill(itself, 0.0)  # [n, U, M]
+        unique = hinge.sum(dim=-1) / max(len(modalities) - 1, 1)  # [n, U]
+        means = (unique * weight.unsqueeze(-1)).sum(dim=0)  # [U]
+        found = {f"unique_{modalities[m]}": means[at] for at, m in enumerate(own)}
+    mean = cosine.mean(dim=-1)  # [n, J]
+    if "synergy" in experts:
+        found["synergy"] = (mean[:, experts.index("synergy")] * weight).sum()
+    if "redundancy" in experts:
+        found["redundancy"] = ((1.0 - mean[:, experts.index("redundancy")]) * weight).sum()
+    return found
 
 
 def _inner(a: Tensor, b: Tensor, gram: Tensor | None) -> Tensor:

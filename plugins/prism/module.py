@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recplug.plugins.contract import Augmentation, Modality, Panel, Role
 from recplug.plugins.errors import RecplugError
 from recplug.plugins.nn import Noise
-from recplug.plugins.prism.fusion import Content, EqualMlp, Experts, Gate
+from recplug.plugins.nn.recorder import Recorder
+from recplug.plugins.prism import diagnostics
+from recplug.plugins.prism.fusion import Content, Experts, Gate
 from recplug.plugins.prism.losses import interaction_losses, stand_ins, valid_first
 from recplug.plugins.prism.prediction import prediction_losses
 from recplug.plugins.prism.settings import PrismSettings
 from recplug.plugins.step import Step
 
-PerItem = Callable[[Tensor], tuple[Tensor, ...]]
-
 
 class Prism(Augmentation):
-    r"""Experts for unique, redundant and synergistic content, weighed per user (PRISM, arXiv 2601.10944).
+    r"""Experts for unique, redundant and synergistic content, weighed by a gate (PRISM, arXiv 2601.10944).
 
     .. math::
         e^j &= E_j(p_1, ..., p_M) && \text{(1)} \\
         w &= W(e^1, ..., e^J, c) && \text{(10)} \\
         \tilde e &= e^{id} + s \textstyle\sum_j w^j e^j && \text{(11)}
 
-    c is the mean of the rows of the user's history (``fusion="user"``) or the item's own row (``"item"``). The paper
-    does not say how :math:`e^{id}` and :math:`e^m` are combined; we add, with a trained scalar s that begins small.
+    c is the mean of the rows of the user's history (``fusion="user"``) or the item's own row (``"item"``, and always
+    for candidates and on graph backbones). The paper does not say how :math:`e^{id}` and :math:`e^m` are combined; we
+    add, with a trained scalar s.
 
     Where we deviate: content vectors are frozen and normalised; means over a history leave padding out; what replaces
     a masked modality has the signal's own scale; an item without a vector gets a learned default and no interaction
@@ -46,13 +47,10 @@ class Prism(Augmentation):
         n_rows: rows of the host's item table; default: those of the first modality.
         seed: of the plugin's own noise.
         padding_id, mask_id: rows that carry no item.
-        edges: ``[2, n]`` (user, item) training interactions, for :meth:`diagnostics`.
 
     Shapes:
         ``forward(rows [B, L, d], ids [B, L])`` to ``[B, L, d]``; ``rows [n, d], ids [n]`` to ``[n, d]``.
     """
-
-    edges: Tensor
 
     def __init__(
         self,
@@ -64,50 +62,39 @@ class Prism(Augmentation):
         seed: int = 0,
         padding_id: int = 0,
         mask_id: int | None = None,
-        edges: Tensor | None = None,
     ) -> None:
         super().__init__()
         if not modalities:
             raise RecplugError("PRISM needs at least one modality; give it a feature table")
         self.settings = settings = settings or PrismSettings()
         self.names = tuple(m.name for m in modalities)
-        self.width = width
+        self.expert_names = settings.chosen(self.names)
         self.padding_id = padding_id
         self.mask_id = mask_id
         self.roles = frozenset({"input", "candidate"} if settings.candidates == "fused" else {"input"})
-        by_item = settings.fusion == "item" or settings.block != "experts"
-        self.by_item = frozenset({"input", "candidate"} if by_item else {"candidate"})
+        by_user = settings.fusion == "user" and settings.gate and self.expert_names
+        history = by_user or settings.fusion == "sequence_pooled"
+        self.by_item = frozenset({"candidate"} if history else {"input", "candidate"})
         self.noise = Noise(seed)
         self.choice = Noise(seed + 1)
+        self.recorder = Recorder()
         self.content = Content(
-            modalities=modalities,
-            width=width,
-            n_rows=n_rows or len(modalities[0].values),
-            tune=settings.tune_features,
+            modalities=modalities, width=width, n_rows=n_rows or len(modalities[0].values), tune=settings.tune_features
         )
-        self.experts = Experts(
-            modalities=len(modalities),
-            width=width,
-            hidden=settings.hidden,
-            dropout=settings.dropout,
-            noise=self.noise,
-        )
-        self.gate = Gate(
-            experts=len(modalities) + 2,
-            width=width,
-            temperature=settings.temperature,
-            dropout=settings.gate_dropout,
-            noise=self.noise,
-        )
-        self.control: EqualMlp | None = None
-        if settings.block != "experts":
-            parameters = sum(p.numel() for part in (self.experts, self.gate) for p in part.parameters())
-            if settings.block == "mlp":
-                self.control = EqualMlp(modalities=len(modalities), width=width, parameters=parameters)
-            del self.experts, self.gate
+        n = len(self.expert_names)
+        self.experts: Experts | None = None
+        self.gate: Gate | None = None
+        if n:
+            self.experts = Experts(experts=n, modalities=len(modalities), width=width, hidden=settings.hidden)
+        if n and settings.gate:
+            self.gate = Gate(
+                experts=n,
+                width=width,
+                temperature=settings.temperature,
+                dropout=settings.gate_dropout,
+                noise=self.noise,
+            )
         self.scale = nn.Parameter(torch.tensor(float(settings.scale)), requires_grad=settings.learn_scale)
-        edges = torch.empty(2, 0, dtype=torch.long) if edges is None else edges
-        self.register_buffer("edges", edges, persistent=False)
 
     def reset_parameters(self) -> None:
         """Draw every layer anew."""
@@ -127,13 +114,10 @@ class Prism(Augmentation):
         """The item seam: ``rows [*ids.shape, d]`` to the same shape."""
         if role not in self.roles:
             return rows
-        if role not in self.by_item and sequence is not None:
-            return (
-                self._fuse_pooled(rows, ids)
-                if self.settings.fusion == "sequence_pooled"
-                else self._fuse_by_user(rows, ids)
-            )
-        return rows + self._fused_items(ids, rows)
+        by_history = role not in self.by_item and sequence is not None
+        pooled = by_history and self.settings.fusion == "sequence_pooled"
+        content = self._pooled(rows, ids) if pooled else self._weighed(rows, ids, by_history=by_history)
+        return rows + self.scale * content * self.real(ids).unsqueeze(-1)
 
     def real(self, ids: Tensor) -> Tensor:
         """``[*ids.shape]`` bool: neither padding nor mask."""
@@ -142,83 +126,76 @@ class Prism(Augmentation):
 
     def projections(self, ids: Tensor) -> Tensor:
         """``[*ids.shape, M, d]``: projected content, each item once a step."""
-        return self._per_item("prism.projections", ids, lambda r: (self.content(r),))[0]
-
-    def _per_item(self, key: str, ids: Tensor, compute: PerItem) -> tuple[Tensor, ...]:
-        """``compute(ids [r])`` for each item once a step; for every id where no adapter is at work."""
         if self.step is not None:
-            return self.step.lookup(key, ids, compute)
-        return tuple(values.unflatten(0, ids.shape) for values in compute(ids.reshape(-1)))
+            return self.step.lookup("prism.projections", ids, self.content)[0]
+        return self.content(ids.reshape(-1)).unflatten(0, ids.shape)
 
-    def _fused_items(self, ids: Tensor, rows: Tensor) -> Tensor:
-        """``s e^m`` with the item's own row as the gate's context: ``[..., d]`` to ``[..., d]``."""
-        if self.settings.block != "experts":
-            p = self.projections(ids)  # [..., M, d]
-            mixed = self.control(p) if self.control is not None else p.sum(dim=-2)
-            return self._weighted(mixed, p)
-        e, first, *plain = self._per_item("prism.experts", ids, self._expert_items)  # [..., J, d], [..., 2d]
-        w = self.gate(first + self.gate.contexts(rows))  # [..., J]
-        mixed = torch.einsum("...j,...jd->...d", w, e)
-        return self._weighted(mixed, plain[0].unsqueeze(-2) if plain else None)
+    def _once(
+        self, key: str, ids: Tensor, compute: Callable[[Tensor], tuple[Tensor, ...]]
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """``compute(ids [r])`` for each item once a step, and where each id's row is; else one row for every id."""
+        if self.step is not None:
+            return self.step.rows_of(key, ids, compute)
+        return compute(ids.reshape(-1)), torch.arange(ids.numel(), device=ids.device).view(ids.shape)
 
-    def _expert_items(self, ids: Tensor) -> tuple[Tensor, ...]:
-        """Experts, their part of the gate, and the plain sum: ``[r, J, d]``, ``[r, 2d]``, ``[r, d]``."""
+    def _of_items(self, ids: Tensor) -> tuple[Tensor, ...]:
+        """What the fusion needs of items ``[r]``: experts ``[r, J, d]``, their part of the gate ``[r, 2d]``, the plain
+        sum ``[r, d]``; those of them that there are."""
         p = self.projections(ids)  # [r, M, d]
-        e = self.experts(p)
-        parts = (e, self.gate.items(e))
-        return (*parts, p.sum(dim=1)) if self.settings.residual else parts
+        found = []
+        if self.experts is not None:
+            e = self.experts(p)
+            found = [e] if self.gate is None else [e, self.gate.items(e)]
+        return (*found, p.sum(dim=1)) if self.settings.residual else tuple(found)
 
-    def _fuse_by_user(self, rows: Tensor, ids: Tensor) -> Tensor:
-        """Weights from the item's experts and the mean row of the history: ``[B, L, d]`` to ``[B, L, d]``."""
-        real = self.real(ids)  # [B, L]
-        counts = ids.device.type == "cpu" and not torch.compiler.is_compiling()  # nor can a program that is traced
-        fuse = self._fuse_real_positions if counts else self._fuse_every_position
-        return fuse(rows, ids, real)
+    def _weighed(self, rows: Tensor, ids: Tensor, *, by_history: bool) -> Tensor:
+        """Eqs. (10) and (11) for each id, in the light of its own row or of the history: ``[*ids.shape, d]``."""
+        values, where = self._once("prism.items", ids, self._of_items)
+        plain = F.embedding(where, values[-1]) if self.settings.residual else None
+        if self.experts is None:
+            assert plain is not None
+            return plain
+        e = values[0]  # [r, J, d]
+        w = e.new_full((*ids.shape, e.shape[1]), 1.0 / e.shape[1])
+        if self.gate is not None:
+            first = F.embedding(where, values[1])  # [..., 2d]
+            real = self.real(ids)
+            if by_history and self.settings.granularity == "sequence":
+                first = masked_mean(first, real).unsqueeze(1)  # [B, 1, 2d]
+            context = masked_mean(rows, real).unsqueeze(1) if by_history else rows  # [B, 1, d] | [..., d]
+            w = self.gate(first + self.gate.contexts(context)).expand_as(w)  # [..., J]
+            self._record(w, ids, by_history=by_history)
+        # Read where they are: a copy of all experts for every position would be J times the history.
+        place = where.unsqueeze(-1) * e.shape[1] + torch.arange(e.shape[1], device=ids.device)  # [..., J]
+        mixed = F.embedding_bag(
+            place.flatten(0, -2),
+            e.flatten(0, 1),
+            per_sample_weights=w.to(e.dtype).reshape(-1, e.shape[1]),
+            mode="sum",
+        ).view(*ids.shape, -1)
+        return mixed if plain is None else mixed + plain
 
-    def _fuse_every_position(self, rows: Tensor, ids: Tensor, real: Tensor) -> Tensor:
-        """With padding, in shapes that are known beforehand: nothing stops an accelerator."""
-        context = self.gate.contexts(masked_mean(rows, real))  # [B, 2d]
-        e, first, *plain = self._per_item("prism.experts", ids, self._expert_items)
-        if self.settings.granularity == "sequence":
-            first = masked_mean(first, real).unsqueeze(1)  # [B, 1, 2d]
-        w = self.gate(first + context.unsqueeze(1))  # [B, L | 1, J]
-        mixed = torch.einsum("blj,bljd->bld", w.expand(*ids.shape, -1), e)
-        return rows + self._weighted(mixed, plain[0].unsqueeze(-2) if plain else None) * real.unsqueeze(-1)
-
-    def _fuse_real_positions(self, rows: Tensor, ids: Tensor, real: Tensor) -> Tensor:
-        """The same without padding, which is most of what there is; counting it would stop an accelerator."""
-        place = real.flatten().nonzero().squeeze(-1)  # [n]
-        user = place // ids.shape[1]
-        flat = rows.flatten(0, 1)  # [B*L, d]
-        count = real.sum(dim=1, keepdim=True).clamp(min=1)  # [B, 1]
-
-        def mean_by_user(values: Tensor) -> Tensor:
-            return values.new_zeros(len(ids), values.shape[-1]).index_add(0, user, values) / count
-
-        # index_select throughout: its backward adds rows up much faster than that of indexing with a tensor.
-        items = ids.flatten().index_select(0, place)
-        e, first, *plain = self._per_item("prism.experts", items, self._expert_items)  # [n, J, d], [n, 2d]
-        if self.settings.granularity == "sequence":
-            first = mean_by_user(first).index_select(0, user)
-        context = self.gate.contexts(mean_by_user(flat.index_select(0, place)))  # [B, 2d]
-        w = self.gate(first + context.index_select(0, user))  # [n, J]
-        mixed = torch.einsum("nj,njd->nd", w, e)
-        content = self._weighted(mixed, plain[0].unsqueeze(-2) if plain else None)
-        return flat.index_add(0, place, content.to(flat.dtype)).view(rows.shape)
-
-    def _fuse_pooled(self, rows: Tensor, ids: Tensor) -> Tensor:
-        """The authors' code: one vector a sequence, added at every position: ``[B, L, d]`` to ``[B, L, d]``."""
+    def _pooled(self, rows: Tensor, ids: Tensor) -> Tensor:
+        """The authors' code: one vector a history, for every position: ``[B, L, d]`` to ``[B, 1 | L, d]``."""
         real = self.real(ids)
         p = self.projections(ids)  # [B, L, M, d]
+        found = p.sum(dim=-2) if self.settings.residual else p.new_zeros(())
+        if self.experts is None:
+            return found
         e = self.experts(masked_mean(p, real))  # [B, J, d]
-        w = self.gate(self.gate.items(e) + self.gate.contexts(masked_mean(rows, real)))  # [B, J]
-        mixed = torch.einsum("bj,bjd->bd", w, e).unsqueeze(1)  # [B, 1, d]
-        return rows + self._weighted(mixed, p)
+        w = e.new_full(e.shape[:2], 1.0 / e.shape[1])
+        if self.gate is not None:
+            w = self.gate(self.gate.items(e) + self.gate.contexts(masked_mean(rows, real)))  # [B, J]
+            self._record(w.unsqueeze(1).expand(*ids.shape, -1), ids, by_history=True)
+        return found + torch.einsum("bj,bjd->bd", w, e).unsqueeze(1)
 
-    def _weighted(self, mixed: Tensor, p: Tensor | None) -> Tensor:
-        """``s e^m``, and the sum of ``p [..., M, d]`` beside it where the residual is on."""
-        content = self.scale * mixed
-        return content + p.sum(dim=-2) if self.settings.residual and p is not None else content
+    def _record(self, w: Tensor, ids: Tensor, *, by_history: bool) -> None:
+        """Keep what an evaluation weighs by: ``w [*ids.shape, J]``, of histories the mean over their positions."""
+        if by_history:
+            real = self.real(ids)
+            self.recorder.sample(self.step, "gate_histories", masked_mean(w, real)[real.any(dim=1)])
+        else:
+            self.recorder.rows(self.step, "gate_items", ids.reshape(-1), w.flatten(0, -2), self.content.n_rows)
 
     # -- losses
 
@@ -231,11 +208,7 @@ class Prism(Augmentation):
         """Weighted uniqueness losses (one a modality), synergy and redundancy (eq. 9)."""
         if not self.interacts:
             return {}
-        level: dict[str, Callable[[Step], dict[str, Tensor]]] = {
-            "item": self._loss_on_items,
-            "prediction": partial(prediction_losses, self),
-            "sequence_pooled": self._loss_on_pools,
-        }
+        level = {"item": self._on_items, "prediction": self._on_outputs, "sequence_pooled": self._on_pools}
         return self._weigh(level[self.settings.loss_level](step))
 
     def interaction_losses(self, ids: Tensor) -> dict[str, Tensor]:
@@ -244,12 +217,22 @@ class Prism(Augmentation):
             return {}
         return self._weigh(self._terms(self.projections(ids), self.content.complete(ids) & self.real(ids)))
 
-    def _terms(self, p: Tensor, valid: Tensor) -> dict[str, Tensor]:
-        z = stand_ins(p, self.settings.mask, self.noise, valid)
-        full, masked = self.experts.masked(p, z)
-        return interaction_losses(full, masked, valid=valid, triplet=self.settings.triplet, margin=self.settings.margin)
+    def _masked(self, p: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Experts on ``p [n, M, d]``, and with one modality after the other masked: ``[n, J, d]``, ``[n, J, M, d]``."""
+        assert self.experts is not None
+        return self.experts.masked(p, stand_ins(p, self.settings.mask, self.noise, valid))
 
-    def _loss_on_items(self, step: Step) -> dict[str, Tensor]:
+    def _terms(self, p: Tensor, valid: Tensor) -> dict[str, Tensor]:
+        return interaction_losses(
+            *self._masked(p, valid),
+            experts=self.expert_names,
+            modalities=self.names,
+            valid=valid,
+            triplet=self.settings.triplet,
+            margin=self.settings.margin,
+        )
+
+    def _on_items(self, step: Step) -> dict[str, Tensor]:
         ids = step.asked()
         valid = self.content.complete(ids) & self.real(ids) & step.first_asked()
         if ids.numel() > self.settings.loss_items:
@@ -257,7 +240,30 @@ class Prism(Augmentation):
             ids, valid = ids[kept], valid[kept]
         return self._terms(self.projections(ids), valid)
 
-    def _loss_on_pools(self, step: Step) -> dict[str, Tensor]:
+    def _on_outputs(self, step: Step) -> dict[str, Tensor]:
+        n = len(self.expert_names)
+        one = self.settings.prediction_experts == "one"
+
+        def variants(ids: Tensor) -> Tensor:
+            p = self.projections(ids)
+            valid = self.content.complete(ids) & self.real(ids)
+            full, masked = self._masked(p, valid)
+            # An item that lacks a modality says nothing of interactions: no mask touches it.
+            masked = torch.where(valid[:, None, None, None], masked, full.unsqueeze(2))
+            return torch.cat([full.unsqueeze(2), masked], dim=2)  # [r, J, 1+M, d]
+
+        return prediction_losses(
+            step,
+            lambda ids: self.scale * step.lookup("prism.variants", ids, variants)[0],
+            experts=self.expert_names,
+            chosen=[int(self.choice.permutation(n, torch.device("cpu"))[0])] if one else range(n),
+            modalities=self.names,
+            real=self.real(step.all_ids()),
+            triplet=self.settings.triplet,
+            margin=self.settings.margin,
+        )
+
+    def _on_pools(self, step: Step) -> dict[str, Tensor]:
         sequence = step.batch.sequence
         if sequence is None:
             raise RecplugError("PRISM's loss_level 'sequence_pooled' needs histories; use 'item' on this backbone")
@@ -267,22 +273,37 @@ class Prism(Augmentation):
 
     def _weigh(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
         weights = self.settings.lambda_unique
-        parts = {}
-        for index, name in enumerate(self.names):
-            weight = weights.get(name, 0.0) if isinstance(weights, dict) else weights
-            if weight > 0:
-                parts[f"unique_{name}"] = weight * terms["unique"][index]
-        if self.settings.lambda_synergy > 0:
-            parts["synergy"] = self.settings.lambda_synergy * terms["synergy"]
-        if self.settings.lambda_redundancy > 0:
-            parts["redundancy"] = self.settings.lambda_redundancy * terms["redundancy"]
-        return parts
+        by_loss = {"synergy": self.settings.lambda_synergy, "redundancy": self.settings.lambda_redundancy}
+        for name in self.names:
+            by_loss[f"unique_{name}"] = weights.get(name, 0.0) if isinstance(weights, dict) else weights
+        return {name: by_loss[name] * term for name, term in terms.items() if by_loss[name] > 0}
 
     def diagnostics(self) -> dict[str, Panel | Tensor]:
-        """Response matrix, expert similarity, gate weights by user, and the size of the fused content."""
-        from recplug.plugins.prism.diagnostics import diagnose
-
-        return diagnose(self)
+        """How experts respond, how alike they are, and what the latest evaluation weighed them by."""
+        found: dict[str, Panel | Tensor] = {"scale": self.scale.detach()}
+        ids = self.content.present.any(dim=-1).nonzero().squeeze(-1)
+        if self.experts is None or not len(ids):
+            return found
+        if len(ids) > diagnostics.ITEMS:
+            ids = ids[Noise(self.noise.seed).permutation(len(ids), ids.device)[: diagnostics.ITEMS]]
+        (e, *_), where = self._once("prism.items", ids, self._of_items)
+        e = e[where]  # [n, J, d], as the evaluation has them
+        experts = tuple(name.replace("_", " ") for name in self.expert_names)
+        if len(self.names) > 1:
+            mask = "matched" if self.settings.mask == "shuffle" else "shuffle"
+            z = stand_ins(p := self.projections(ids), mask, Noise(self.noise.seed), valid := self.content.complete(ids))
+            matrix = diagnostics.response_matrix(self.experts, p, z, valid)
+            found["responses"] = diagnostics.responses(matrix, experts, self.names, mask)
+        found["experts"] = diagnostics.similarity(e, experts)
+        found["spread"] = diagnostics.spread(e, experts)
+        recorded = dict(self.recorder.found)
+        if self.step is not None:
+            if self.gate is not None and "candidate" in self.roles and "gate_items" not in recorded:
+                self.step.candidates()  # no evaluation has asked for them
+                recorded = {**self.recorder.found, **recorded}
+            found["size"] = diagnostics.size(e, self.step.table("items")[ids], self.scale, recorded, experts)
+        found |= diagnostics.gate(recorded, experts)
+        return found
 
     def extra_repr(self) -> str:
         """The choices that differ from the defaults."""

@@ -20,9 +20,9 @@ from recplug.adapters.recbole.infer.inductive import micrec_of, tables_of, train
 from recplug.adapters.recbole.infer.scores import at_work, host_scores
 from recplug.plugins.contract import Modality, Side
 from recplug.plugins.errors import RecplugError
-from recplug.plugins.micrec.inductive import Inductive
-from recplug.plugins.micrec.nodes import Nodes
-from recplug.plugins.micrec.routes import Route, across, new_content
+from recplug.plugins.micrec.content import new_content
+from recplug.plugins.micrec.inductive import Inductive, across
+from recplug.plugins.micrec.new_nodes import Nodes, Route
 from recplug.plugins.nn.knn import Neighbours
 
 Mode = Literal["fold_in", "exact"]
@@ -34,7 +34,7 @@ Scorer = Callable[[Tensor], Tensor]  # rows of askers [b] to scores [b, columns]
 
 @dataclass(frozen=True)
 class Told:
-    """How a user or an item came by its vector; see :class:`recplug.plugins.micrec.routes.Explanation`.
+    """How a user or an item came by its vector; see :class:`recplug.plugins.micrec.new_nodes.Explanation`.
 
     Attributes:
         route: ``warm``, ``support``, ``content``, ``cross_domain`` or ``global``.

@@ -15,7 +15,7 @@ from recplug.adapters.recbole.infer.histories import Askers, Ragged
 from recplug.adapters.recbole.infer.scores import at_work, host_scores
 from recplug.plugins.errors import RecplugError
 from recplug.plugins.micrec.module import Micrec
-from recplug.plugins.micrec.nodes import Rule, Trained
+from recplug.plugins.micrec.new_nodes import Rule, Trained
 from recplug.plugins.nn.propagation import Adjacency, lightgcn
 from recplug.plugins.step import Step
 

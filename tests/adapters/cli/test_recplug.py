@@ -94,7 +94,7 @@ def test_plugins_show_has_every_setting(recplug_cli):
         assert " ".join(field.description.split()) in " ".join(out.split())
     default = get("prism").settings()
     assert f"prism.fusion = {default.fusion}    item | user | sequence_pooled    [W, eq. (10)]" in out
-    assert f"prism.dropout = {default.dropout}    float, >= 0, < 1    [ours]" in out
+    assert f"prism.gate_dropout = {default.gate_dropout}    float, >= 0, < 1    [code]" in out
     identity = [f"--prism.{key}={value}" for key, value in get("prism").identity.items()]
     assert f"adds nothing at: {' '.join(identity)}\n" in out
     assert "needs, with the default settings: a sequential or graph backbone; its items, losses; 1 feature table" in out

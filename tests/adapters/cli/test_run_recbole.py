@@ -64,12 +64,18 @@ def test_command_line_over_config_files_over_data_set_over_recbole(run_cli, data
     Path("a.yml").write_text("seed: 12\nweight_decay: 1e-4\nprism:\n  scale: 0.6\n  hidden: 16\n")
     Path("b.yaml").write_text("prism.hidden: 4\nlearner: sgd\n")
     ended = run_cli("--plugin=prism", "--output_dir=out", "--config_files", "a.yml b.yaml", "--seed", "13",
-                    "--prism.dropout", "0.1")  # fmt: skip
+                    "--prism.gate_dropout", "0.1")  # fmt: skip
     assert (ended.code, ended.err) == (0, "")
     config = resolved()
     assert (config["seed"], config["weight_decay"], config["learner"], config["stopping_step"]) == (13, 1e-4, "sgd", 7)
     settings = result()["settings"]["prism"]
-    assert [settings[key] for key in ("margin", "scale", "hidden", "dropout", "temperature")] == [0.4, 0.6, 4, 0.1, 0.7]
+    assert [settings[key] for key in ("margin", "scale", "hidden", "gate_dropout", "temperature")] == [
+        0.4,
+        0.6,
+        4,
+        0.1,
+        0.7,
+    ]
     lines = (Path("out") / "config.yaml").read_text().splitlines()
     origin = {line.partition(":")[0]: line.rpartition("  # ")[2] for line in lines}
     assert [origin[key] for key in ("seed", "weight_decay", "stopping_step", "shuffle")] == [
@@ -126,7 +132,7 @@ WRONG = {
     "plugin twice": (["--plugin", "prism,prism"], "plugin 'prism' is named twice"),
     "plugin key given twice": (["--plugin", "prism", "--plugin", "prism"], "--plugin is given twice"),
     "misspelt plugin key": (["--plugin", "prism", "--prism.lambda_sinergy", "1"], "did you mean 'lambda_synergy'?"),
-    "plugin value out of range": (["--plugin", "prism", "--prism.dropout", "1.5"], "prism.dropout=1.5"),
+    "plugin value out of range": (["--plugin", "prism", "--prism.gate_dropout", "1.5"], "prism.gate_dropout=1.5"),
     "plugin value of a wrong type": (["--plugin", "prism", "--prism.hidden", "many"], "prism.hidden='many'"),
     "plugin key without its plugin": (["--prism.scale", "1"], "add it with --plugin prism"),
     "key of no plugin": (["--plugin", "prism", "--prims.scale", "1"], "did you mean 'prism'?"),

@@ -114,7 +114,7 @@ def test_naming_narrows_and_adds():
         (["learning_rat"], "did you mean 'learning_rate'"),
         (["num_layers"], "SASRec has no key 'num_layers'"),
         (["mars.views=auto,off"], "add it with --plugin mars"),
-        (["prism.dropout=0..1"], r"prism\.dropout=1: Input should be less than 1"),
+        (["prism.gate_dropout=0..1"], r"prism\.gate_dropout=1: Input should be less than 1"),
         (["prism.hidden=0..5"], r"prism\.hidden=0"),
         (["prism.hidden=1.5..5"], "no whole number"),
         (["learning_rate=-1..1"], "below its least value"),

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from recplug.plugins.contract import Panel
-from recplug.plugins.micrec.diagnostics import ROUTES, routes, skewness
+from recplug.plugins.contract import Modality, Panel
+from recplug.plugins.micrec.diagnostics import ROUTES, skewness
 from recplug.plugins.testing.case import COLD_ITEM, LONELY_USER, step_loss, trained
 
 HOSTS = ["mean-ce", "graph-bpr", "nodes-bpr"]
@@ -15,6 +15,15 @@ def seen(host):
             host.backbone()
         (micrec,) = host.chain.augmentations().values()
         return micrec.diagnostics()
+
+
+def vectors_of(host, module_of):
+    """What each side is ranked by."""
+    host.eval()
+    with torch.no_grad(), host.chain.asking() as step, host.chain.serving(step):
+        if hasattr(host.backbone, "adjacency"):
+            host.backbone()
+        return module_of(host).final_vectors()
 
 
 def test_skewness_by_hand():
@@ -68,16 +77,32 @@ def test_links_that_are_used_are_aligned_by_training(make):
     assert after["alignment"] < 0.5 * before[0]
 
 
-def test_routes_are_told_by_node(make, module_of):
-    case = make("nodes-bpr")
+@pytest.mark.parametrize("host", ["mean-ce", "graph-bpr", "nodes-bpr", "decoder-sum"])
+@pytest.mark.parametrize("isolated", ["borrow", "keep"])
+def test_routes_are_those_by_which_vectors_came(make, module_of, host, isolated):
+    """Seen from outside: other content moves exactly those that are said to have theirs from it, of those without any
+    interactions."""
+    case = make(host, isolated=isolated)
     edges = case.edges()
     edges = edges[:, edges[1] != 11]
-    micrec = module_of(case.build(edges=edges))
-    items = routes(micrec, "items")
+    built = case.build(edges=edges)
+    built.scores(case.batch())
+    shown = module_of(built).routes()
+    assert seen(built)["routes"].rows == tuple(shown)
+    items = shown["items"]
     assert ROUTES[items[11]] == "content"
     assert ROUTES[items[COLD_ITEM]] == "global"
     assert ROUTES[items[edges[1, 0]]] == "warm"
-    assert ROUTES[routes(micrec, "users")[LONELY_USER]] == "global"
+    if "users" in shown:
+        assert ROUTES[shown["users"][LONELY_USER]] == "global"
+    other = {name: Modality(name, each.values.flip(1), each.present) for name, each in case.modalities().items()}
+    changed = case.build(edges=edges, modalities=other)
+    changed.scores(case.batch())
+    for side in shown:
+        before, after = (vectors_of(each, module_of)[side] for each in (built, changed))
+        moved = (before[1 : len(after)] != after[1:]).any(dim=1)
+        unknown = ~module_of(built).known[side][1 : len(after)]
+        assert torch.equal(moved[unknown], (shown[side][1 : len(after)] == ROUTES.index("content"))[unknown])
 
 
 def test_lengths_by_degree_are_medians(make, module_of):

@@ -8,10 +8,11 @@ from torch.nn.functional import normalize
 
 from recplug.plugins.contract import Context, Modality
 from recplug.plugins.errors import RecplugError
-from recplug.plugins.micrec.inductive import Inductive
-from recplug.plugins.micrec.nodes import Trained
+from recplug.plugins.micrec.content import new_content
+from recplug.plugins.micrec.inductive import Inductive, across
+from recplug.plugins.micrec.neighbours import chosen, mean_of, nobody
+from recplug.plugins.micrec.new_nodes import Trained
 from recplug.plugins.micrec.plugin import build
-from recplug.plugins.micrec.routes import across, chosen, mean_of, new_content, nobody
 from recplug.plugins.micrec.settings import MicrecSettings
 from recplug.plugins.nn.knn import Neighbours
 from recplug.plugins.nn.propagation import Adjacency, lightgcn
@@ -251,7 +252,8 @@ def test_a_new_item_without_interactions_stands_among_its_neighbours():
 @torch.no_grad()
 def test_a_sequential_host_gets_rows_for_new_items():
     """Residual: the mean of the neighbours' own rows, and the gated representation."""
-    trained = make(draw(), sequential=True, gate=0.5)
+    trained = make(draw(), sequential=True)
+    trained.micrec.gate.fill_(0.5)
     inductive = Inductive(trained)
     content = new_content(trained.micrec.contents["items"], contents(1, start=4), 1)
     nodes = inductive.fold("items", 1, torch.tensor([[0, 0], [4, 5]]), content=content)
@@ -350,3 +352,86 @@ def test_neighbours_by_hand():
     picked = chosen(torch.tensor([True, False]), near, nobody(2, rows.device))
     assert picked.index.tolist() == [[1, 2], [0, 0]]
     assert picked.valid.tolist() == [[True, True], [False, False]]
+
+
+# -- content and the default join, from the definitions
+
+
+WEIGHTS = {"text": 0.9, "image": 0.1}
+
+
+def direction(vector):
+    return vector / vector.norm()
+
+
+def contents_by_definition(edges, new):
+    """Each modality of known items, of ``new`` ones and of training users, by loops: centred on what training knew."""
+    known, users, pairs = sorted(set(edges[1].tolist())), sorted(set(edges[0].tolist())), edges.T.tolist()
+    found = {"items": {}, "new": {}, "users": {}, "of": {}}
+    for name, each in contents(ITEMS).items():
+        rows = {row: direction(each.values[row]) for row in range(1, ITEMS)}
+        centre = torch.stack([rows[row] for row in known]).mean(dim=0)
+        items = {row: direction(vector - centre) for row, vector in rows.items()}
+        means = {u: torch.stack([items[i] for v, i in pairs if v == u]).mean(dim=0) for u in users}
+        middle = torch.stack([means[user] for user in users]).mean(dim=0)
+        found["items"][name] = {row: items[row] for row in known}
+        found["users"][name] = {user: direction(mean - middle) for user, mean in means.items()}
+        found["new"][name] = {at: direction(direction(v) - centre) for at, v in enumerate(new[name].values)}
+        found["of"][name] = lambda had, items=items, middle=middle: direction(
+            torch.stack([items[row] for row in had]).mean(dim=0) - middle
+        )
+    return found
+
+
+@pytest.mark.parametrize("side", ["users", "items"])
+@torch.no_grad()
+def test_with_content_and_the_hosts_rows_a_new_node_is_what_the_definitions_say(side):
+    """Centres are training's, neighbours have interactions, each side has its own gate, and in the place of a row that
+    training did not make stands the neighbours' mean, or everyone's."""
+    place, support = ("users", "items").index(side), [[3, 7, 8], [20], [], [5, 6, 7, 9, 11, 12]]
+    trained = make(draw(), join="residual")
+    trained.micrec.gate.copy_(torch.tensor([0.3, 0.8]))
+    trained = Trained(trained.micrec, trained.users, trained.items, None, LAYERS, trained.rule)
+    tables = trained.micrec.tables(trained.users, trained.items)
+    nodes = trained.rule(trained.micrec.templates.edges, *tables)
+    nodes = nodes[0], trained.micrec.lend(nodes[1])
+    trained = Trained(trained.micrec, trained.users, trained.items, nodes, LAYERS, trained.rule)
+    micrec, edges, new = trained.micrec, trained.micrec.templates.edges, contents(4, seed=5, start=6)
+    for name, each in contents(ITEMS).items():  # two of them look as items without interactions do
+        new[name].values[1:3] = each.values[list(COLD)]
+    given = contents_by_definition(edges, new)
+    own = new_content(micrec.contents["items"], new, 4) if side == "items" else None
+    pairs = torch.tensor([(at, row) for at, rows in enumerate(support) for row in rows]).T
+    found = Inductive(trained).fold(side, 4, pairs, content=own)
+
+    raw, theirs = (trained.users, trained.items)[place], (trained.users, trained.items)[1 - place]
+    known = sorted(set(edges[place].tolist()))
+    row = (micrec.templates.user_global, micrec.templates.item_global)[place]
+    made = micrec.represented(trained.users, trained.items)[place]
+    degree = torch.bincount(edges[1 - place], minlength=len(theirs))
+    z = [tables[1 - place]]
+    graph = Adjacency.bipartite(edges, n_users=USERS, n_items=ITEMS)
+    both = torch.cat(tables)
+    for _ in range(LAYERS - 1):
+        both = graph.matmul(both)
+        z.append(both.split([USERS, ITEMS])[1 - place])
+    for at, had in enumerate(support):
+        near = []
+        if side == "items" or had:
+            mine = {n: given["new"][n][at] if side == "items" else given["of"][n](had) for n in WEIGHTS}
+            like = {y: float(sum(w * (mine[n] @ given[side][n][y]) for n, w in WEIGHTS.items())) for y in known}
+            near = [(y, max(like[y], 0.0)) for y in sorted(like, key=lambda y: -like[y])[:3]]
+        total = sum(a for _, a in near)
+        h = (row + sum((theirs[y] for y in had), torch.zeros(WIDTH))) / (len(had) + 1) ** micrec.templates.exponent()
+        h = (h + sum((a * made[y] for y, a in near), torch.zeros(WIDTH))) / (1 + total)
+        substitute = sum(a * raw[y] for y, a in near) / total if near else raw[known].mean(dim=0)
+        layers = [substitute + (0.3, 0.8)[place] * h]
+        for below in z:
+            sums = [below[y] / (len(had) * degree[y].clamp(min=1)) ** 0.5 for y in had]
+            layers.append(sum(sums, torch.zeros(WIDTH)))
+        expected = torch.stack(layers).mean(dim=0)
+        if side == "items" and not had:
+            expected = sum(a * nodes[1][y] for y, a in near) / total
+        torch.testing.assert_close(found.vectors[at], expected, rtol=1e-3, atol=1e-5)
+    if side == "items":
+        assert not set(COLD) & set(found.near.index.flatten().tolist())

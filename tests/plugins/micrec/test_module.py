@@ -90,7 +90,9 @@ def test_sequential_items_come_from_a_table_of_template_users(make, module_of):
 @pytest.mark.parametrize("host", ["mean-ce", "graph-bpr"])
 def test_residual_adds_a_trained_multiple(make, module_of, host):
     replaced = make(host, neighbours=2, isolated="keep", join="replace").build()
-    added = make(host, neighbours=2, isolated="keep", join="residual", gate=0.3).build()
+    added = make(host, neighbours=2, isolated="keep", join="residual").build()
+    with torch.no_grad():
+        module_of(added).gate.fill_(0.3)
     assert module_of(replaced).gate is None
     for side, plain, h in zip(("users", "items"), tables_of(added), tables_of(replaced), strict=True):
         if plain is not None:

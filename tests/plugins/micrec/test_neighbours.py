@@ -6,15 +6,9 @@ from hypothesis import strategies as st
 
 from recplug.plugins.errors import RecplugError
 from recplug.plugins.micrec import neighbours as module
-from recplug.plugins.micrec.neighbours import (
-    content_vectors,
-    nearest,
-    neighbourhood,
-    text_first,
-    user_content,
-)
-
-KINDS = ["similarity", "mean", "residual"]
+from recplug.plugins.micrec.content import content_vectors
+from recplug.plugins.micrec.neighbours import borrowing, nearest, neighbourhood, refine, refining
+from recplug.plugins.nn.knn import Neighbours
 
 
 def unit(n, d, seed):
@@ -38,103 +32,6 @@ def found_rows(found):
         [(int(i), float(w)) for i, w, v in zip(*row, strict=True) if v]
         for row in zip(found.index, found.weight, found.valid, strict=True)
     ]
-
-
-# -- content
-
-
-def test_products_are_weighed_cosines(modality):
-    text, image = modality("text", seed=1), modality("image", width=9, seed=2)
-    content = content_vectors([text, image], {"text": 0.9, "image": 0.1}, 20)
-    expected = 0
-    for m, w in ((text, 0.9), (image, 0.1)):
-        rows = F.normalize(m.values, dim=1)
-        rows = F.normalize(rows - rows[m.present].mean(dim=0), dim=1)[1:]
-        expected = expected + w * rows @ rows.T
-    assert torch.allclose(content.values[1:] @ content.values[1:].T, expected, atol=1e-5)
-    assert torch.allclose(content.values[1:].norm(dim=1), torch.ones(19), atol=1e-5)
-    assert not content.values[0].any()
-    assert not content.present[0]
-
-
-def test_an_item_that_lacks_a_modality_is_told_by_the_others(modality):
-    text, image = modality("text", seed=1, absent=(3, 7)), modality("image", seed=2, absent=(5, 7))
-    content = content_vectors([text, image], {"text": 0.9, "image": 0.1}, 21)
-    alone = content_vectors([text], {"text": 1.0}, 21)
-    assert content.values[5] @ content.values[5] == pytest.approx(1.0, abs=1e-5)
-    both = content_vectors([modality("text", seed=1, absent=(3, 5, 7)), image], {"text": 0.9, "image": 0.1}, 21)
-    assert not both.present[5]
-    # two items that lack the same: their likeness is that of what they have
-    lacking = content_vectors([text, modality("image", absent=(5, 6, 7))], {"text": 0.9, "image": 0.1}, 21)
-    assert lacking.values[5] @ lacking.values[6] == pytest.approx(float(alone.values[5] @ alone.values[6]), abs=1e-5)
-    assert content.present.tolist() == [i not in (0, 7, 20) for i in range(21)]
-    assert content.values[3, :6].abs().max() == 0
-
-
-def test_the_mean_is_that_of_known_items_and_can_be_given(modality):
-    text = modality("text", n=30)
-    known = torch.arange(30) < 20
-    some = content_vectors([text], {"text": 1.0}, 30, known=known)
-    rows = F.normalize(text.values, dim=1)
-    assert torch.allclose(some.centres[0], rows[1:20].mean(dim=0), atol=1e-6)
-    again = content_vectors([text], {"text": 1.0}, 30, centres={"text": some.centres[0]})
-    assert torch.equal(again.values, some.values)
-
-
-def test_a_weight_of_nought_leaves_a_modality_out(modality):
-    both = [modality("text", seed=1), modality("image", seed=2)]
-    assert content_vectors(both, {"text": 1.0, "image": 0.0}, 20).names == ("text",)
-    with pytest.raises(RecplugError, match="no modality has a weight"):
-        content_vectors(both[1:], {"image": 0.0}, 20)
-
-
-def test_a_single_item_has_no_direction(modality):
-    lonely = modality("text", n=3, absent=(2,))
-    content = content_vectors([lonely], {"text": 1.0}, 3)
-    assert not content.present.any()
-    assert not content.values.any()
-
-
-@pytest.mark.parametrize(
-    ("names", "expected"),
-    [
-        (["text"], {"text": 1.0}),
-        (["image", "audio"], {"image": 0.5, "audio": 0.5}),
-        (["image", "text"], {"image": 0.1, "text": 0.9}),
-        (["image", "text", "audio"], {"image": 0.05, "text": 0.9, "audio": 0.05}),
-    ],
-    ids=["text", "no text", "two", "three"],
-)
-def test_weights_of_modalities(names, expected):
-    assert text_first(names, 0.9) == pytest.approx(expected)
-
-
-def test_a_users_content_is_that_of_their_items(modality):
-    text, image = modality("text", seed=1, absent=(4,)), modality("image", seed=2)
-    content = content_vectors([text, image], {"text": 0.9, "image": 0.1}, 20)
-    edges = torch.tensor([[1, 1, 1, 2, 2, 4, 5], [3, 4, 9, 9, 12, 4, 7]])
-    users = user_content(content, edges, 7)
-    blocks = [[], []]
-    for user in range(7):
-        items = edges[1][edges[0] == user].tolist()
-        for place, (block, m) in enumerate(zip(content.blocks(), (text, image), strict=True)):
-            rows = [block[i] for i in items if m.present[i]]
-            blocks[place].append(torch.stack(rows).mean(dim=0) if rows else None)
-    expected = torch.zeros(7, content.values.shape[1])
-    for user in range(7):
-        parts, share = [], []
-        for block, w in zip(blocks, (0.9, 0.1), strict=True):
-            middle = torch.stack([row for row in block if row is not None]).mean(dim=0)
-            parts.append(None if block[user] is None else F.normalize(block[user] - middle, dim=0))
-            share.append(0.0 if block[user] is None else w)
-        if sum(share):
-            rows = [torch.zeros(6) if part is None else part for part in parts]
-            expected[user] = torch.cat([(w / sum(share)) ** 0.5 * row for w, row in zip(share, rows, strict=True)])
-    assert torch.allclose(users.values, expected, atol=1e-5)
-    assert users.present.tolist() == [False, True, True, False, True, True, False]
-
-
-# -- search
 
 
 @settings(deadline=None, max_examples=40)
@@ -192,3 +89,42 @@ def test_the_largest_of_chunks_are_the_largest(m):
     expected = score.topk(min(9, m), dim=1)
     assert torch.equal(found, expected.values)
     assert torch.equal(score.gather(1, column), expected.values)
+
+
+# -- nodes with their neighbours
+
+
+@pytest.fixture
+def near():
+    generator = torch.Generator().manual_seed(0)
+    index = torch.randint(0, 9, (9, 3), generator=generator)
+    weight = torch.rand(9, 3, generator=generator) - 0.3
+    valid = torch.rand(9, 3, generator=generator) < 0.7
+    valid[4] = False
+    return Neighbours(index, weight * valid, valid)
+
+
+def test_refinement_is_the_loops(near):
+    h = torch.randn(9, 4)
+    expected = []
+    for x in range(9):
+        real = [(int(y), float(a)) for y, a, v in zip(near.index[x], near.weight[x], near.valid[x], strict=True) if v]
+        weights = [max(a, 0.0) for _, a in real]
+        others = sum((w * h[y] for (y, _), w in zip(real, weights, strict=True)), torch.zeros(4))
+        expected.append((h[x] + others) / (1 + sum(weights)))
+    expected = torch.stack(expected)
+    assert torch.allclose(refine(h, h, near), expected, atol=1e-6)
+    assert torch.allclose(refining(near).matmul(h), expected, atol=1e-6)
+    assert torch.equal(expected[4], h[4])
+
+
+def test_borrowing_is_the_mean_of_neighbours(near):
+    isolated = torch.tensor([False, True, False, False, True, True, False, False, False])
+    rows, lent = borrowing(near, isolated)
+    h = torch.randn(9, 4)
+    for place, x in enumerate(rows.tolist()):
+        pairs = [(int(y), float(a)) for y, a in zip(near.index[x], near.weight[x], strict=True) if a > 0]
+        expected = sum(a * h[y] for y, a in pairs) / sum(a for _, a in pairs)
+        assert torch.allclose(lent.matmul(h)[place], expected, atol=1e-6)
+    assert 4 not in rows.tolist()  # nobody is like it
+    assert set(rows.tolist()) <= {1, 5}

@@ -10,17 +10,16 @@ from recplug.plugins.settings import parse_settings
 from recplug.plugins.testing import CHECKS, cases
 
 VARIANTS = {
-    "added": {"join": "residual", "gate": 0.1, "refinement": "mean"},
-    "replaced": {"join": "replace", "annealing": 0.5, "refinement": "residual"},
-    "few templates": {"share": 0.4, "selection": "random", "edge_dropout": 0.3},
-    "by degree": {"share": 0.7, "selection": "degree", "modalities": ("text",), "user_neighbours": 0},
+    "added": {"join": "residual"},
+    "replaced": {"join": "replace", "annealing": 0.5},
+    "few templates": {"share": 0.4, "edge_dropout": 0.3, "modalities": ("text",)},
     "no templates": {"templates": False, "isolated": "keep"},
     "no content": {"modalities": (), "lambda_self": 0.0},
-    "narrow": {"hidden": 5, "projection": 3, "anchors": 4, "anchor": "source", "warm_up": 0},
+    "half of the links": {"overlap": 0.5, "anchors": 4, "warm_up": 0},
 }
 SLOW = {"permutation", "deepcopy"}  # run at the defaults by test_every_plugin
 HOSTS = ("mask-ce", "graph-bpr", "nodes-bpr")  # the others are much like these
-TWO = {"narrow"}  # what is of a second domain
+TWO = {"half of the links"}  # what is of a second domain
 CASES = [
     pytest.param(case, id=f"{name}-{case.host}")
     for name, values in VARIANTS.items()
@@ -37,8 +36,8 @@ def test_contract_of_variants(case):
 
 
 @pytest.mark.parametrize("host", ["mean-ce", "nodes-bpr"])
-def test_random_templates_follow_the_nodes_when_these_are_numbered_otherwise(make, host):
-    CHECKS["permutation"](make(host, share=0.5, selection="random"))
+def test_templates_follow_the_nodes_when_these_are_numbered_otherwise(make, host):
+    CHECKS["permutation"](make(host, share=0.5))
 
 
 @pytest.mark.parametrize(
@@ -46,8 +45,10 @@ def test_random_templates_follow_the_nodes_when_these_are_numbered_otherwise(mak
     [
         ({"modalities": ("imaeg",)}, "did you mean 'image'"),
         ({"modalities": ("image",), "text_weight": 0.9}, None),
+        ({"modalities": ("image",), "text_weight": 0.5}, "there is image alone"),
+        ({"modalities": ("text",), "text_weight": 1.0}, "there is text alone"),
     ],
-    ids=["unknown", "one"],
+    ids=["unknown", "one at the default", "image alone", "text alone"],
 )
 def test_modalities_by_name(make, module_of, values, message):
     case = make("graph-bpr", **values)
@@ -67,9 +68,9 @@ def test_modalities_by_name(make, module_of, values, message):
         ({"links": "who.csv"}, "links is of a second domain"),
         ({"modalities": ("text", "text")}, "names one twice"),
         ({"neighbors": 3}, "did you mean 'neighbours'"),
-        ({"selection": "sort"}, "selection"),
+        ({"overlap": 1.5}, "less than or equal to 1"),
     ],
-    ids=["share", "path", "links", "twice", "typo", "selection"],
+    ids=["share", "path", "links", "twice", "typo", "overlap"],
 )
 def test_refusals_of_settings(values, message):
     with pytest.raises(RecplugError, match=message):

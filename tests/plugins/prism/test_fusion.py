@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from recplug.plugins import Modality
 from recplug.plugins.nn import Noise
-from recplug.plugins.prism.fusion import Content, EqualMlp, Experts, Gate
+from recplug.plugins.prism.fusion import Content, Experts, Gate
 
 D, HIDDEN, N = 6, 10, 9
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
@@ -19,9 +19,9 @@ def modality(name="image", width=5, n=N, absent=(0,), dtype=torch.float32):
     return Modality(name, (values * present.unsqueeze(1)).to(dtype), present)
 
 
-def make(modalities, dropout=0.0):
+def make(modalities, experts=None):
     torch.manual_seed(modalities)
-    return Experts(modalities=modalities, width=D, hidden=HIDDEN, dropout=dropout, noise=Noise(0))
+    return Experts(experts=experts or modalities + 2, modalities=modalities, width=D, hidden=HIDDEN)
 
 
 def expert(experts, j, p):
@@ -33,9 +33,8 @@ def expert(experts, j, p):
 
 @pytest.mark.parametrize("modalities", [1, 2, 3])
 def test_experts_are_separate_networks(modalities):
-    experts, p = make(modalities), torch.randn(4, modalities, D)
-    assert experts.n_experts == modalities + 2
-    expected = torch.stack([torch.stack([expert(experts, j, row) for j in range(modalities + 2)]) for row in p])
+    experts, p = make(modalities, experts=modalities + 1), torch.randn(4, modalities, D)
+    expected = torch.stack([torch.stack([expert(experts, j, row) for j in range(modalities + 1)]) for row in p])
     torch.testing.assert_close(experts(p), expected, **TOLERANCE)
     torch.testing.assert_close(experts(p.reshape(2, 2, modalities, D)), expected.reshape(2, 2, -1, D), **TOLERANCE)
 
@@ -66,16 +65,9 @@ def test_no_expert_shares_a_weight_with_another():
             assert per_expert.sum() == per_expert[j]
 
 
-def test_dropout_acts_on_the_hidden_layer_in_training_only():
-    experts, p = make(2, dropout=0.5), torch.randn(4, 2, D)
-    plain = make(2)(p)
-    assert not torch.allclose(experts(p), plain)
-    torch.testing.assert_close(experts.eval()(p), plain)
-
-
 def test_initial_weights_are_those_of_linear_layers():
     torch.manual_seed(0)
-    experts = Experts(modalities=2, width=64, hidden=128, dropout=0.0, noise=Noise(0))
+    experts = Experts(experts=4, modalities=2, width=64, hidden=128)
     for mine, reference in (
         (experts.w1, torch.nn.Linear(128, 512).weight),
         (experts.b1, torch.nn.Linear(128, 512).bias),
@@ -108,17 +100,6 @@ def test_a_low_temperature_decides():
     sharp, flat = (gate(first) for gate in gates)
     assert sharp.max(dim=-1).values.mean() > 0.95
     torch.testing.assert_close(flat, torch.full_like(flat, 0.25), rtol=0.02, atol=0.0)
-
-
-@pytest.mark.parametrize("modalities", [1, 2, 3])
-@pytest.mark.parametrize(("width", "hidden"), [(32, 64), (64, 128)])
-def test_the_equal_mlp_has_as_many_parameters(modalities, width, hidden):
-    experts = Experts(modalities=modalities, width=width, hidden=hidden, dropout=0.0, noise=Noise(0))
-    gate = Gate(experts=modalities + 2, width=width, temperature=1.0, dropout=0.0, noise=Noise(0))
-    wanted = sum(p.numel() for part in (experts, gate) for p in part.parameters())
-    mlp = EqualMlp(modalities=modalities, width=width, parameters=wanted)
-    assert sum(p.numel() for p in mlp.parameters()) == pytest.approx(wanted, rel=0.01)
-    assert mlp(torch.randn(3, 5, modalities, width)).shape == (3, 5, width)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from recplug.plugins import get
+from recplug.plugins.nn import Noise
 from recplug.plugins.prism.diagnostics import response_matrix
+from recplug.plugins.prism.losses import stand_ins
 from recplug.plugins.settings import parse_settings
 from recplug.plugins.testing import ToyHost, ToySequence, planted_modalities
 
@@ -34,7 +36,8 @@ def plays_its_part(prism):
     assert prism.settings.mask == "matched"
     items = torch.arange(1, len(prism.content.present))
     with torch.no_grad():
-        matrix = response_matrix(prism, prism.content(items), prism.content.complete(items), "shuffle")
+        p, valid = prism.content(items), prism.content.complete(items)
+        matrix = response_matrix(prism.experts, p, stand_ins(p, "shuffle", Noise(0), valid), valid)
     image, text, synergy, redundancy = matrix.tolist()
     rank = prism.diagnostics()["spread"].values.tolist()
     answers = {

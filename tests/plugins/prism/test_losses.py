@@ -6,9 +6,20 @@ import pytest
 import torch
 
 from recplug.plugins.nn import Noise
-from recplug.plugins.prism.losses import interaction_losses, stand_ins, valid_first
+from recplug.plugins.prism import losses
+from recplug.plugins.prism.losses import stand_ins, valid_first
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+def interaction_losses(full, masked, **options):
+    """Those of all experts, the uniqueness losses stacked."""
+    names = [f"m{m}" for m in range(masked.shape[2])]
+    unique = [f"unique_{name}" for name in names]
+    found = losses.interaction_losses(
+        full, masked, experts=(*unique, "synergy", "redundancy"), modalities=names, **options
+    )
+    return {"unique": torch.stack([found.pop(name) for name in unique]), **found}
 
 
 def distance(a, b, kind):

@@ -357,7 +357,7 @@ def test_fused_items_are_the_nodes_of_a_host_that_propagates_nothing(build):
 
 
 def test_in_training_a_noisy_table_is_fused_once_for_the_host_and_the_plugin(build, batch_of):
-    settings = {"prism": {"scale": 0.5, "candidates": "fused", "fusion": "item", "dropout": 0.5}}
+    settings = {"prism": {"scale": 0.5, "candidates": "fused", "fusion": "item", "gate_dropout": 0.5}}
     _, model, train, *_ = build("BPR", "prism,gate", settings)
     asked = []
     gate = model.recplug.plugins["gate"]

@@ -50,7 +50,7 @@ WHOLE = {"loss_level": "prediction", "prediction_experts": "all"}
 JOBS = {
     "sasrec": ("SASRec", "", {}),
     "lightgcn": ("LightGCN", "", {}),
-    "prism": ("SASRec", "prism", {"prism": {"dropout": 0.0, "gate_dropout": 0.0, "mask": "zero", **WHOLE}}),
+    "prism": ("SASRec", "prism", {"prism": {"gate_dropout": 0.0, "mask": "zero", **WHOLE}}),
     "mars": ("SASRec", "mars", {"mars": {"lambda_semantic": 0.0}}),
     "magnet": ("LightGCN", "magnet", {"magnet": {"dropout": 0.0, "lambda_view": 0.0}}),
     "ssr": ("LightGCN", "ssr", {"ssr": {"lambda_mask": 0.0, "lambda_contrast": 0.0, "lambda_ridge": 0.0}}),
