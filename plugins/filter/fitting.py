@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from recplug.plugins.filter.closed_form import ClosedForm, Exponents
+from recplug.plugins.nn.closed_form import ClosedForm, Exponents
 from recplug.plugins.protocols import Validate
 
 if TYPE_CHECKING:

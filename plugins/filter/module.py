@@ -13,8 +13,8 @@ from torch import Tensor
 
 from recplug.plugins.contract import Augmentation, Half, Panel
 from recplug.plugins.filter import fitting
-from recplug.plugins.filter.closed_form import ClosedForm, Exponents
 from recplug.plugins.filter.settings import FilterSettings
+from recplug.plugins.nn.closed_form import ClosedForm, Exponents, beside, constants, histories
 from recplug.plugins.protocols import Validate
 from recplug.plugins.step import Step
 
@@ -27,7 +27,7 @@ class ContentFilter(Augmentation):
 
     .. math:: s_{ui} = b_{ui} + w\, \sigma(b_u) \frac{f_{ui} - \mu(f_u)}{\sigma(f_u)}
 
-    b are the backbone's scores and f the filter's (:class:`~recplug.plugins.filter.closed_form.ClosedForm`); mean and
+    b are the backbone's scores and f the filter's (:class:`~recplug.plugins.nn.closed_form.ClosedForm`); mean and
     deviation are the user's, over all items, whatever is masked later, so that this is an increasing function of the
     sum of both standardised scores, and a user and an item have one score. Items of the user's history keep b, or with
     ``alone`` the mean of f: the form favours them above all others.
@@ -84,12 +84,9 @@ class ContentFilter(Augmentation):
         if not self.alone and weight == 0:
             return base
         found, history = self.filtered(users, step)  # [u, n_items] twice
-        mean, deviation = _constants(found)
         if self.alone:
-            return torch.where(history > 0, mean, found).to(base.dtype)
-        spread = _constants(base.float())[1]
-        added = (found - mean).mul_(weight * spread / deviation).masked_fill_(history > 0, 0.0)
-        return base + added.to(base.dtype)
+            return torch.where(history > 0, constants(found)[0], found).to(base.dtype)
+        return beside(base, found, history, weight)
 
     @torch.no_grad()
     def filtered(self, users: Tensor, step: Step) -> tuple[Tensor, Tensor]:
@@ -120,23 +117,8 @@ class ContentFilter(Augmentation):
 
     def histories(self, users: Tensor, step: Step) -> Tensor:
         """``r``, of users ``[u]``: ``[n_items, u]``."""
-        n_items = len(self.form.item_degree)
-        found = torch.zeros(n_items, len(users), device=users.device)
-        sequence, lengths = step.batch.sequence, step.batch.lengths
-        if sequence is None:  # a row of training interactions
-            place, item = self.form.rows(users)
-            found[item, place] = 1.0
-            return found
-        places = torch.arange(sequence.shape[1], device=users.device)
-        real = (sequence > 0) & (sequence < n_items)  # neither padding nor a mask
-        if lengths is None:
-            lengths = real.sum(dim=1)
-        back = (lengths.unsqueeze(1) - 1 - places).clamp(min=0)  # [u, L]
-        recency = self.numbers[NUMBERS.index("recency")] if self.sequential else torch.ones_like(self.numbers[0])
-        counts = torch.where(real, recency.float().pow(back), 0.0)
-        columns = torch.arange(len(users), device=users.device).unsqueeze(1).expand_as(sequence)
-        # Padding takes a count of 0; an item that comes twice counts twice.
-        return found.index_put_((torch.where(real, sequence, 0), columns), counts, accumulate=True)
+        recency = float(self.numbers[NUMBERS.index("recency")]) if self.sequential else 1.0
+        return histories(self.form, users, step.batch.sequence, step.batch.lengths, recency=recency)
 
     # -- fitting
 
@@ -178,9 +160,3 @@ class ContentFilter(Augmentation):
         """The choices."""
         numbers = ", ".join(f"{name}={value:g}" for name, value in self.get_numbers().items())
         return f"alone={self.alone}, weight={float(self.weight):g}, {numbers}, {self.form!r}"
-
-
-def _constants(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of ``scores [u, n_items]`` over all items but padding, ``[u, 1]`` each; never 0 deviation."""
-    deviation, mean = torch.std_mean(scores[:, 1:], dim=1, keepdim=True, correction=0)
-    return mean, torch.where(deviation > 0, deviation, 1.0)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 
 from recplug.plugins.contract import Context, Plugin, Requirements
-from recplug.plugins.filter.closed_form import ClosedForm
 from recplug.plugins.filter.module import ContentFilter
 from recplug.plugins.filter.settings import FilterSettings
 from recplug.plugins.hookspecs import hookimpl
+from recplug.plugins.nn.closed_form import ClosedForm
 from recplug.plugins.nn.content import similarity_graph
 
 log = logging.getLogger("recplug")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from recplug.plugins.filter.closed_form import Exponents
+from recplug.plugins.nn.closed_form import Exponents
 from recplug.plugins.search import Range
 from recplug.plugins.settings import PluginSettings, setting
 

@@ -1,13 +1,22 @@
-"""SSR on each kind of backbone: on propagated nodes, or on its tables."""
+"""SSR on each kind of backbone: on propagated nodes, or on its tables; with or without a say in the ranking."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from recplug.plugins.contract import Half
+from recplug.plugins.nn.closed_form import beside, histories
+from recplug.plugins.protocols import Validate
 from recplug.plugins.ssr.content import ContentEncoders
 from recplug.plugins.ssr.module import Ssr
+from recplug.plugins.ssr.signal import BandedSignal
 from recplug.plugins.step import Step
+
+RECENCY = 0.6
+"""What an item of a history counts for each step that it lies back (chosen on amazon-scientific by validation)."""
 
 
 class SsrNodes(Ssr):
@@ -63,6 +72,38 @@ class SsrTables(Ssr):
         if step is None or step.kind != "training" or self.every_node or not self.n_users:
             return None
         return None if step.batch.users is None else distinct([step.batch.users, step.asked() + self.n_users])
+
+
+class Ranked(Ssr):
+    """With the interaction signal, filtered band by band, added to the ranking (:class:`BandedSignal`).
+
+    A user is their training row, or on a sequential backbone the history that it is shown, an item counting
+    ``RECENCY`` ** steps back. Its weight and its gains are fitted after training; until then nothing is added.
+    """
+
+    halves: frozenset[Half] = frozenset({"ranking"})
+    whole_rows = True
+    banded: BandedSignal
+
+    def score(self, base: Tensor, users: Tensor, items: Tensor, step: Step) -> Tensor:
+        """The score seam, its ranking half: ``base [u, n_items]`` to the same."""
+        if (weight := float(self.banded.weight)) == 0:
+            return base
+        recency = 1.0 if self.n_users else RECENCY
+        r = histories(self.banded.form, users, step.batch.sequence, step.batch.lengths, recency=recency)
+        return beside(base, self.banded(r).T, r.T, weight)
+
+    def after_training(self, validate: Validate) -> dict[str, Any]:
+        """Weight and gains, by the validation score."""
+        return self.banded.fit(validate)
+
+
+class RankedNodes(Ranked, SsrNodes):
+    """:class:`SsrNodes` with the interaction signal in the ranking."""
+
+
+class RankedTables(Ranked, SsrTables):
+    """:class:`SsrTables` with the interaction signal in the ranking."""
 
 
 def distinct(ids: list[Tensor]) -> Tensor:

@@ -11,15 +11,17 @@ import torch.nn.functional as F
 from recplug.plugins.contract import Context, Modality, Plugin, Preset, Requirements
 from recplug.plugins.errors import RecplugError
 from recplug.plugins.hookspecs import hookimpl
-from recplug.plugins.nn.content import content_graph, principal
+from recplug.plugins.nn.closed_form import ClosedForm
+from recplug.plugins.nn.content import content_graph, principal, similarity_graph
 from recplug.plugins.nn.knn import cooccurrence
 from recplug.plugins.nn.propagation import Adjacency
 from recplug.plugins.nn.smoothing import ITEM_GRAPH, Smoothing
 from recplug.plugins.ssr.content import ContentEncoders, FrozenContent
 from recplug.plugins.ssr.decomposition import Decomposition
-from recplug.plugins.ssr.hosts import SsrNodes, SsrTables
+from recplug.plugins.ssr.hosts import Ranked, RankedNodes, RankedTables, SsrNodes, SsrTables
 from recplug.plugins.ssr.module import Ssr
 from recplug.plugins.ssr.settings import SsrSettings
+from recplug.plugins.ssr.signal import BandedSignal
 
 log = logging.getLogger("recplug")
 
@@ -30,7 +32,8 @@ CONTENT_WIDTH = 128
 def requirements(settings: SsrSettings) -> Requirements:
     """What these settings need."""
     return Requirements(
-        seams=frozenset({"losses"}),
+        seams=frozenset({"losses", "score"} if settings.signal else {"losses"}),
+        halves=frozenset({"ranking"}),
         one_of=frozenset({"propagated", "tables"}),
         modalities=1 if settings.modalities else 0,
         brings={ITEM_GRAPH: "ssr.item_layers=0"} if settings.item_layers and settings.modalities != () else {},
@@ -81,8 +84,8 @@ def build(settings: SsrSettings, context: Context) -> Ssr:
         )
     elif modalities and settings.content == "vectors":
         content = _frozen(modalities, item_graph, n_users, n_items, width)
-    make = SsrNodes if nodes else SsrTables
-    return make(
+    make = (RankedNodes if nodes else RankedTables) if settings.signal else (SsrNodes if nodes else SsrTables)
+    ssr = make(
         settings=settings,
         decomposition=decomposition,
         n_users=n_users,
@@ -94,6 +97,25 @@ def build(settings: SsrSettings, context: Context) -> Ssr:
         table_width=context.width.get("items", 0),
         seed=context.seed,
     )
+    if isinstance(ssr, Ranked):
+        ssr.banded = _banded(settings, context, modalities)
+    return ssr
+
+
+def _banded(settings: SsrSettings, context: Context, modalities: list[Modality]) -> BandedSignal:
+    """The interaction signal's filter, in as many bands as the vectors have."""
+    content = None
+    if modalities:
+        content = similarity_graph(
+            modalities,
+            context.neighbours,
+            n_rows=context.n_items,
+            k=settings.item_neighbours,
+            image_weight=settings.image_weight,
+            cache=context.cache,
+        ).to(context.device)
+    form = ClosedForm(context.edges, n_users=context.n_users, n_items=context.n_items, content=content, order=2)
+    return BandedSignal(form=form, bands=settings.bands, seed=context.seed, shuffled=settings.engine == "random")
 
 
 def _frozen(

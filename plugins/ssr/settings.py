@@ -119,6 +119,13 @@ class SsrSettings(PluginSettings):
         256, "Pairs of item and band in the contrast, a step.", when={"lambda_contrast": NONZERO}, ge=2
     )
 
+    signal: bool = setting(
+        False,
+        "Whether the interaction signal, filtered band by band over the joint graph of interactions and content, is "
+        "added to the ranking; its weight and the bands' gains are chosen after training, by validation.",
+        paper="bands of r; ours",
+    )
+
     @model_validator(mode="after")
     def _agree(self) -> SsrSettings:
         if self.modalities and len(set(self.modalities)) < len(self.modalities):

@@ -210,6 +210,7 @@ REPORTED = {
     "lambda_ridge": 0.0,  # no such term
     "temperature": 0.2,
     "anchors": 6144,  # all: three bands of 2048 items
+    "signal": False,  # ours
 }
 IN_CODE = {"engine": "legacy_cheb", "order": 5, "fusion": "colsoftmax"}
 

@@ -152,3 +152,60 @@ class ClosedForm:
     def __repr__(self) -> str:
         entries = 0 if self.content is None else self.content.nnz
         return f"ClosedForm(interactions={self.users.nnz}, content={entries}, order={self.order})"
+
+
+def histories(
+    form: ClosedForm, users: Tensor, sequence: Tensor | None, lengths: Tensor | None, *, recency: float = 1.0
+) -> Tensor:
+    """r, a column for each of ``users [u]``: ``[n_items, u]``.
+
+    Args:
+        form: whose training interactions a user's row is.
+        users: user ids.
+        sequence: ``[u, L]`` padded histories that are shown instead, or None. An item that comes twice counts twice.
+        lengths: ``[u]`` their lengths, or None: what is neither padding nor a mask.
+        recency: what an item of a history counts for each step that it lies back.
+    """
+    n_items = len(form.item_degree)
+    found = torch.zeros(n_items, len(users), device=users.device)
+    if sequence is None:
+        place, item = form.rows(users)
+        found[item, place] = 1.0
+        return found
+    places = torch.arange(sequence.shape[1], device=users.device)
+    real = (sequence > 0) & (sequence < n_items)  # neither padding nor a mask
+    if lengths is None:
+        lengths = real.sum(dim=1)
+    back = (lengths.unsqueeze(1) - 1 - places).clamp(min=0)  # [u, L]
+    counts = torch.where(real, torch.full_like(back, recency, dtype=torch.float32).pow(back), 0.0)
+    columns = torch.arange(len(users), device=users.device).unsqueeze(1).expand_as(sequence)
+    # Padding takes a count of 0.
+    return found.index_put_((torch.where(real, sequence, 0), columns), counts, accumulate=True)
+
+
+def constants(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of ``scores [u, n_items]`` over all items but padding, ``[u, 1]`` each; never 0 deviation."""
+    deviation, mean = torch.std_mean(scores[:, 1:], dim=1, keepdim=True, correction=0)
+    return mean, torch.where(deviation > 0, deviation, 1.0)
+
+
+def beside(base: Tensor, found: Tensor, history: Tensor, weight: float) -> Tensor:
+    r"""A filter's scores added to a backbone's, at the backbone's own scale.
+
+    .. math:: b_{ui} + w\, \sigma(b_u) \frac{f_{ui} - \mu(f_u)}{\sigma(f_u)}
+
+    Mean and deviation are the user's, over all items, whatever is masked later; items of the history keep b.
+
+    Args:
+        base: b, ``[u, n_items]``.
+        found: f, the same.
+        history: r, the same; not 0 where the user had the item.
+        weight: w.
+
+    Returns:
+        Of ``base``'s shape and type.
+    """
+    mean, deviation = constants(found)
+    spread = constants(base.float())[1]
+    added = (found - mean).mul_(weight * spread / deviation).masked_fill_(history > 0, 0.0)
+    return base + added.to(base.dtype)
