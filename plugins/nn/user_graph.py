@@ -46,7 +46,8 @@ def mean_content(history: Adjacency, modalities: Sequence[Modality], *, image_we
     mean = row_means(history)
     parts = []
     for modality in modalities:
-        unit = F.normalize(modality.values.float(), dim=-1).masked_fill(~modality.present.unsqueeze(1), 0.0)
+        values, present = modality.values.to(history.device), modality.present.to(history.device)
+        unit = F.normalize(values.float(), dim=-1).masked_fill(~present.unsqueeze(1), 0.0)
         unit = F.pad(unit, (0, 0, 0, history.shape[1] - len(unit)))  # [n_items, d_m]
         parts.append(F.normalize(mean.matmul(unit), dim=-1))
     weights = modality_weights([modality.name for modality in modalities], image_weight)
