@@ -24,7 +24,8 @@ def compare(
     controls: Annotated[
         str | None,
         typer.Option(
-            "--controls", help="Of every set of plugins: itemgraph,mlp,shuffled,no_losses (the default), or none."
+            "--controls",
+            help="Of every set of plugins: filter,itemgraph,mlp,shuffled,no_losses (the default), or none.",
         ),
     ] = None,
     grid: Annotated[

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-CONTROLS = ("itemgraph", "mlp", "shuffled", "no_losses")
-OF_THEIR_OWN: dict[str, dict[str, str]] = {"itemgraph": {}}  # plugins that stand in for the others, and how
+CONTROLS = ("filter", "itemgraph", "mlp", "shuffled", "no_losses")
+# Plugins that stand in for the others, and how.
+OF_THEIR_OWN: dict[str, dict[str, str]] = {"filter": {"filter.alone": "true"}, "itemgraph": {}}
 EXPLAINED = {
+    "filter": "the closed-form content filter alone, with which nothing is trained",
     "itemgraph": "the backbone with frozen graphs of like items and users and with edge dropout, nothing else",
     "mlp": "an MLP on the same content, with as many parameters as the plugins",
     "shuffled": "the plugins, told the content and the factors of other items",
@@ -38,7 +40,8 @@ def applies(control: str, plugins: Sequence[str], model: str) -> bool:
     if control == "mlp":
         return bool(plugins) and tuple(plugins) != ("mlp",)
     if control in OF_THEIR_OWN:
-        return bool(plugins) and tuple(plugins) != (control,) and _fits(control, model)
+        itself = tuple(plugins) == (control,) and not OF_THEIR_OWN[control]
+        return bool(plugins) and not itself and _fits(control, model)
     return bool(plugins) and bool(overrides(control, plugins, None))
 
 

@@ -119,7 +119,8 @@ class Standin:
         return file.read_text().splitlines() if file.exists() else []
 
     def compare(self, output, plugins="prism", **options):
-        options = {"models": "SASRec", "datasets": "amazon-scientific", "seeds": 2, "groups": False, **options}
+        usual = {"models": "SASRec", "datasets": "amazon-scientific", "seeds": 2, "groups": False}
+        options = {**usual, "controls": "mlp,shuffled,no_losses", **options}
         return compare(plugins=plugins, output=output, command=self.command, **options)
 
 

@@ -354,6 +354,18 @@ def test_a_plugin_as_a_control_is_trained_once_for_all_that_it_controls():
     assert word == "--plugin=itemgraph"
 
 
+def test_the_filter_alone_controls_every_host_and_the_filter_beside_one():
+    asked = ask("LightGCN,SASRec", "ssr,filter", "d", seeds=1, controls="filter")
+    controls = [v for _, _, found in rows(asked, {}) for v in found]
+    assert [(v.model, v.plugins) for v in controls] == [
+        (m, (p,)) for m in ("LightGCN", "SASRec") for p in ("ssr", "filter")
+    ]
+    cells = ready(asked, {})
+    alone = {cell.model: cell.arguments() for cell in cells if "--filter.alone=true" in cell.arguments()}
+    assert {model: "--plugin=filter" in words for model, words in alone.items()} == {"LightGCN": True, "SASRec": True}
+    assert len(cells) == total(asked, {}) == 2 * (3 + 1)
+
+
 def test_what_a_cell_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     command = run_recbole(ask("SASRec", "prism", "food-small", settings={"epochs": 1}), tmp_path / "out")
