@@ -20,9 +20,8 @@ from recplug.plugins.table import ItemTable, Table, UserTable, special_rows
 class Chain(Scoring, nn.Module):
     """The augmentations of one backbone by plugin name; each sees the previous one's output.
 
-    An adapter grafts the chain's tables, opens a :meth:`step` around each training loss, and adds
-    :meth:`total_loss` to what the host returns. The rest (memory, the epoch clock, padding rows) happens here, once,
-    for every host.
+    An adapter grafts the chain's tables, opens a :meth:`step` around each training loss, and adds :meth:`total_loss` to
+    what the host returns. The rest (memory, the epoch clock, padding rows) happens here, once, for every host.
 
     Args:
         augmentations: by plugin name, in order.
@@ -55,7 +54,6 @@ class Chain(Scoring, nn.Module):
         self._evaluation: tuple[tuple[object, ...], Step] | None = None
         self._override: RowFunction | None = None
         self._parts: dict[str, Tensor] = {}
-        self._part_steps = 0
 
     # -- steps
 
@@ -344,9 +342,15 @@ class Chain(Scoring, nn.Module):
             augmentation.on_evaluation_end(epoch, score)
 
     def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        state.update(_step=None, _bound=None, _evaluation=None, _override=None, _parts={}, on_epoch=None)
-        return state
+        dropped = {
+            "_step": None,
+            "_bound": None,
+            "_evaluation": None,
+            "_override": None,
+            "_parts": {},
+            "on_epoch": None,
+        }
+        return {**self.__dict__, **dropped}
 
 
 def versions_of(tensors: Iterable[Tensor]) -> list[int]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from recplug.plugins.errors import RecplugError, did_you_mean
 from recplug.plugins.protocols import Propagate, Source, Validate
-from recplug.plugins.settings import PluginSettings
+from recplug.plugins.settings import PluginSettings, Preset
 
 if TYPE_CHECKING:
     from recplug.plugins.factors import FactorProfiles
@@ -306,23 +306,6 @@ class Augmentation(nn.Module):
         state = self.__dict__.copy()
         state.pop("step", None)
         return state
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A named set of values: a paper's equations as they stand, or its authors' code.
-
-    Attributes:
-        summary: one sentence: whose values these are, and what they differ in.
-        settings: the plugin's settings where they differ from the defaults.
-        host: the backbone's and the trainer's values that the source fixes, by the host's own keys.
-        was: earlier names of this preset, which still work, with a note.
-    """
-
-    summary: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    host: Mapping[str, Any] = field(default_factory=dict)
-    was: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from recplug.plugins.contract import Plugin, Preset
+from recplug.plugins.contract import Plugin
 from recplug.plugins.errors import RecplugError, did_you_mean
-from recplug.plugins.settings import PluginSettings, parse_settings
+from recplug.plugins.settings import PluginSettings, Preset, parse_settings
 
 log = logging.getLogger("recplug")
 DEFAULT = Preset("recplug's defaults, chosen by validation on public data.", was=("plugin", "default"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -82,6 +83,23 @@ def setting(
     return Field(default, description=description, json_schema_extra=extra, **limits)
 
 
+@dataclass(frozen=True)
+class Preset:
+    """A named set of values: a paper's equations as they stand, or its authors' code.
+
+    Attributes:
+        summary: one sentence: whose values these are, and what they differ in.
+        settings: the plugin's settings where they differ from the defaults.
+        host: the backbone's and the trainer's values that the source fixes, by the host's own keys.
+        was: earlier names of this preset, which still work, with a note.
+    """
+
+    summary: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    host: Mapping[str, Any] = field(default_factory=dict)
+    was: tuple[str, ...] = ()
+
+
 def loss_weights(model: type[PluginSettings]) -> list[str]:
     """The settings that are weights of the plugin's own losses; all of them at 0 leave the host's loss alone."""
     extras = {name: field.json_schema_extra for name, field in model.model_fields.items()}
@@ -100,10 +118,10 @@ def idle(settings: PluginSettings, *, family: str | None = None, free: Collectio
         By name, for example ``{"order": "fusion is cp"}``: what would have to hold.
     """
     found: dict[str, str] = {}
-    for name, field in type(settings).model_fields.items():
+    for name, declared in type(settings).model_fields.items():
         missing = [
             _condition(key, wanted)
-            for key, wanted in _when(field).items()
+            for key, wanted in _when(declared).items()
             if key not in free
             and not _holds(family if key == "family" else getattr(settings, key), wanted, unknown=key == "family")
         ]

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from recplug.plugins.contract import Context, Modality, Plugin, Preset, Requirements, Seam
+from recplug.plugins.contract import Context, Modality, Plugin, Requirements, Seam
 from recplug.plugins.errors import RecplugError
 from recplug.plugins.hookspecs import hookimpl
 from recplug.plugins.magnet.induced_edges import induced_edges
@@ -17,6 +17,7 @@ from recplug.plugins.magnet.module import Magnet
 from recplug.plugins.magnet.pairs import MagnetPairs
 from recplug.plugins.magnet.settings import MagnetSettings
 from recplug.plugins.nn.propagation import Adjacency, lightgcn
+from recplug.plugins.settings import Preset
 
 log = logging.getLogger("recplug")
 LAYERS = 2  # of LightGCN's rule, where the host says nothing

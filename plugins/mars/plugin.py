@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from recplug.plugins.contract import Context, Modality, Plugin, Preset, Requirements
+from recplug.plugins.contract import Context, Modality, Plugin, Requirements
 from recplug.plugins.errors import RecplugError
 from recplug.plugins.hookspecs import hookimpl
 from recplug.plugins.mars.clusters import clustered
@@ -15,6 +15,7 @@ from recplug.plugins.nn.content import content_graph
 from recplug.plugins.nn.knn import cooccurrence
 from recplug.plugins.nn.propagation import Adjacency
 from recplug.plugins.nn.smoothing import ITEM_GRAPH, row_means
+from recplug.plugins.settings import Preset
 
 log = logging.getLogger("recplug")
 

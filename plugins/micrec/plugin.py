@@ -7,7 +7,7 @@ import logging
 import torch
 from torch import Tensor
 
-from recplug.plugins.contract import Context, Plugin, Preset, Requirements, Side
+from recplug.plugins.contract import Context, Plugin, Requirements, Side
 from recplug.plugins.errors import RecplugError
 from recplug.plugins.hookspecs import hookimpl
 from recplug.plugins.micrec.content import Content, content_vectors, text_first, user_content
@@ -17,6 +17,7 @@ from recplug.plugins.micrec.neighbours import neighbourhood
 from recplug.plugins.micrec.settings import MicrecSettings
 from recplug.plugins.micrec.templates import Templates
 from recplug.plugins.nn.knn import Neighbours
+from recplug.plugins.settings import Preset
 
 log = logging.getLogger("recplug")
 

@@ -7,11 +7,12 @@ import logging
 import torch
 import torch.nn.functional as F
 
-from recplug.plugins.contract import Context, Modality, Plugin, Preset, Requirements
+from recplug.plugins.contract import Context, Modality, Plugin, Requirements
 from recplug.plugins.errors import RecplugError
 from recplug.plugins.hookspecs import hookimpl
 from recplug.plugins.prism.module import Prism
 from recplug.plugins.prism.settings import PrismSettings
+from recplug.plugins.settings import Preset
 
 log = logging.getLogger("recplug")
 SAMPLE = 1000  # items on which the modalities' likeness is judged

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from recplug.plugins.contract import Context, Modality, Plugin, Preset, Requirements
+from recplug.plugins.contract import Context, Modality, Plugin, Requirements
 from recplug.plugins.errors import RecplugError
 from recplug.plugins.hookspecs import hookimpl
 from recplug.plugins.nn.closed_form import ClosedForm
@@ -16,6 +16,7 @@ from recplug.plugins.nn.content import content_graph, principal, similarity_grap
 from recplug.plugins.nn.knn import cooccurrence
 from recplug.plugins.nn.propagation import Adjacency
 from recplug.plugins.nn.smoothing import ITEM_GRAPH, Smoothing
+from recplug.plugins.settings import Preset
 from recplug.plugins.ssr.content import ContentEncoders, FrozenContent
 from recplug.plugins.ssr.decomposition import Decomposition
 from recplug.plugins.ssr.hosts import Ranked, RankedNodes, RankedTables, SsrNodes, SsrTables
