@@ -342,15 +342,9 @@ class Chain(Scoring, nn.Module):
             augmentation.on_evaluation_end(epoch, score)
 
     def __getstate__(self) -> dict[str, Any]:
-        dropped = {
-            "_step": None,
-            "_bound": None,
-            "_evaluation": None,
-            "_override": None,
-            "_parts": {},
-            "on_epoch": None,
-        }
-        return {**self.__dict__, **dropped}
+        state = self.__dict__.copy()
+        state.update(_step=None, _bound=None, _evaluation=None, _override=None, _parts={}, on_epoch=None)
+        return state
 
 
 def versions_of(tensors: Iterable[Tensor]) -> list[int]:
