@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Factor profiles: the values of every item under named factors.", rich_markup_mode=None)
 app.command("induce")(labelling.induce)
 app.command("assign")(labelling.assign)
+app.command("caption")(labelling.caption)
 
 # Which options of a column apply to which kind of it.
 ACCEPTS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -123,6 +124,46 @@ def assign(
         say(f"{bad} labels failed or were refused, and are unknown; --retry_failed asks about them again")
     again = options(dataset=session.dataset, data_path=session.data_path)
     say(f"look at it with: recplug factors inspect {file}{again}")
+
+
+@asks
+def caption(
+    session: Session,
+    column: Annotated[str, Option("--column", help="What the new text column is called.")] = "caption",
+    retry_failed: Annotated[bool, Option("--retry_failed", help="Show again the pictures that were refused.")] = False,
+) -> None:
+    """Turn pictures into a text column of DATASET.item (or of --output FILE.item), by a model that sees.
+
+    recplug factors caption --dataset NAME --data_path DIR --images DIR --llm openai:MODEL
+    """
+    from tqdm import tqdm
+
+    from recplug.adapters.factors.llm.caption import add_column, captions, item_rows
+    from recplug.plugins.errors import RecplugError
+
+    if session.images is None or session.columns is not None:
+        raise RecplugError("captions are made of pictures alone; give --images DIR, and leave --columns out")
+    if session.output is None and session.data_path is None:
+        raise RecplugError("bundled data sets stay as they are; give --output FILE.item, or --data_path of your own")
+    file = folder_of(session.dataset, session.data_path) / f"{session.dataset}.item"
+    target, session = session.output or file, replace(session, output=None)
+    if target != file:
+        free(target, overwrite=session.overwrite)
+    items = [item for item in session.items() if item.image is not None]
+    rows = item_rows(file, column, overwrite=session.overwrite)
+    if session.dry_run:
+        say(f"{len(items):,} pictures, one a call, and about 1,000 tokens each; nothing was asked")
+        return
+
+    async def work(client: Client) -> dict[str, str]:
+        with tqdm(total=len(items), unit="picture", disable=None) as bar:
+            return await captions(
+                items, client, retry_failed=retry_failed, progress=lambda done, _: bar.update(done - bar.n) and None
+            )
+
+    found = session.run(work)
+    add_column(rows, target, column, found)
+    say(f"{target}: {len(found):,} of {len(items):,} pictures in the column {column}; read it with --columns {column}")
 
 
 def _compare(table: FactorTable, second: FactorTable, place: Path) -> None:

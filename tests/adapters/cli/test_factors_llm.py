@@ -10,6 +10,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from recplug.adapters.cli.factors import labelling
 from recplug.adapters.factors import FactorSchema, FactorTable
@@ -209,6 +210,22 @@ def test_what_a_person_made_stays(factors, recplug_cli, chat_server, labelled, r
     assert mine() == kept
 
 
+def test_captions_become_a_column(factors, chat_server, shop, refused):
+    pictures = shop.parent / "pictures"
+    pictures.mkdir()
+    Image.new("RGB", (4, 4)).save(pictures / "i3.png")
+    chat_server.answer = lambda seen: "A black square."
+    words = ("caption", "--images", str(pictures))
+    assert "1 of 1 pictures in the column caption" in factors(*words).out
+    lines = (shop / "shop.item").read_text("utf-8").splitlines()
+    assert lines[0] == "item_id:token\ttitle:token_seq\tseller:token\tcaption:token_seq"
+    assert lines[4].endswith("\tsecret-3\tA black square.")
+    assert "add --overwrite" in refused(factors(*words))
+    assert "0 calls" in factors(*words, "--overwrite").out
+    assert (shop / "shop.item").read_text("utf-8").splitlines() == lines
+    assert "give --images DIR" in refused(factors("caption"))
+
+
 def test_no_model_is_told(factors, labelled, refused):
     assert "no model; give --llm" in refused(factors("assign", llm=()))
     assert "did you mean 'openai'" in refused(factors("assign", llm=("--llm", "opnai:x")))
@@ -307,7 +324,7 @@ def test_interrupted_it_goes_on_where_it_was(chat_server, factors, labelled, tmp
 
 
 def test_every_option_is_explained_and_help_loads_no_heavy_library():
-    for function in (labelling.induce, labelling.assign):
+    for function in (labelling.induce, labelling.assign, labelling.caption):
         for name, hint in function.__annotations__.items():
             assert hint.__metadata__[0].help, name
     code = (
