@@ -35,7 +35,7 @@ def write_report(
     """Write one HTML page about some runs; it needs no network, and takes nothing from anywhere when it is opened.
 
     What a run lacks (it failed, was interrupted, its data are gone) is said on the page, one line each. For example
-    users the run is loaded, and its checkpoint is a pickle: do that only with runs that you trust.
+    users the run is loaded.
 
     Args:
         runs: run directories; a run's ``baseline`` comes along.

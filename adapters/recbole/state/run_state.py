@@ -23,7 +23,8 @@ from recbole.trainer.trainer import NCLTrainer
 from torch import nn
 
 from recplug.adapters.files import replacing
-from recplug.adapters.recbole.graft.plain_state import Carried, packed, unpacked
+from recplug.adapters.recbole.compat.plain_values import packed, unpacked
+from recplug.adapters.recbole.graft.plain_state import Carried
 from recplug.adapters.recbole.state.run_directory import RunDirectory
 from recplug.plugins.errors import RecplugError, one_line
 

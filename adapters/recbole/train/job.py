@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from recbole.utils import get_trainer, init_seed
 
 from recplug.adapters.recbole import processes
 from recplug.adapters.recbole.augment import augment
+from recplug.adapters.recbole.compat.checkpoints import pretrained, trusted
 from recplug.adapters.recbole.compat.patching import replaced
-from recplug.adapters.recbole.compat.remedies import recbole_compat, trusted_checkpoints
+from recplug.adapters.recbole.compat.remedies import recbole_compat
 from recplug.adapters.recbole.data.fingerprint import fingerprint
 from recplug.adapters.recbole.data.loaders import make_loaders
 from recplug.adapters.recbole.data.sampling import use_fast_sampling, use_fused_adam
@@ -148,7 +149,8 @@ class Job(Asked):
         # A value that is ours stands there too, or the file would give other batches.
         self._write_config(config, ours=("eval_batch_size",) if config["eval_batch_size"] != given else ())
         init_seed(config["seed"], config["reproducibility"])
-        model = augmented(config, data[0]._dataset).to(config["device"])
+        with pretrained(config, trust=config["trust_checkpoint"]):
+            model = augmented(config, data[0]._dataset).to(config["device"])
         self.result["begun_from"] = self._begin_from(config, model)
         return config, data, model
 
@@ -158,7 +160,9 @@ class Job(Asked):
             return dict(self.before.about["begun_from"])
         found = {}
         if config["warm_start"] is not None:
-            found["warm_start"] = warm_start(model, config["warm_start"], config=config)
+            found["warm_start"] = warm_start(
+                model, config["warm_start"], config=config, trust=config["trust_checkpoint"]
+            )
         if config["adapter"] is not None and self.names:  # not into the bare backbone beside it
             found["adapter"] = load_adapter(model, config["adapter"])
         return found
@@ -217,7 +221,8 @@ class Job(Asked):
             self._fit_plugins(trainer, model, valid_data)
             if not self.test:
                 return model
-            with trusted_checkpoints(self.directory.path):
+            # Another process's is read as weights only; this one's may hold what a plugin of somebody else's keeps.
+            with trusted(self.directory.checkpoint) if self.before is None else nullcontext():
                 test = trainer.evaluate(test_data, load_best_model=True, show_progress=config["show_progress"])
         self.result |= {"test_result": test, "peak_memory_bytes": peak_memory(config["device"])}
         if model.recplug_source is not None:

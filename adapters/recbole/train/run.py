@@ -12,6 +12,7 @@ from typing import Any
 from recplug.adapters.data import locate
 from recplug.adapters.recbole import processes
 from recplug.adapters.recbole.augment import augment
+from recplug.adapters.recbole.config.dataset_file import dataset_files
 from recplug.adapters.recbole.config.host_config import model_class, read_yaml
 from recplug.adapters.recbole.state.run_directory import RunDirectory
 from recplug.adapters.recbole.train.job import Job
@@ -92,7 +93,7 @@ def run(
     given = _plugin_values(values, names)
     augment(host, names, given, table=table, users=users)  # refuses before any directory is made
     folder = locate(dataset, data_path)
-    files = {file: read_yaml(file) for file in (*_dataset_files(folder, dataset), *map(Path, config_files))}
+    files = {file: read_yaml(file) for file in (*dataset_files(folder, dataset), *map(Path, config_files))}
     for file, settings in files.items():
         for plugin in sorted(available().keys() & {key.partition(".")[0] for key in settings} - set(names)):
             log.info("note: %s has settings for %s, which is not in use", file.name, plugin)
@@ -144,13 +145,6 @@ def bare_speed(host: type, settings: Sequence[Mapping[str, Any]]) -> dict[str, A
 
 def _trims(host: type) -> bool:
     return augment(host, []).recplug_host.trim  # type: ignore[attr-defined]
-
-
-def _dataset_files(folder: Path | None, dataset: str) -> list[Path]:
-    if folder is None:
-        return []
-    file = folder / f"{dataset}.yaml"
-    return [file] if file.is_file() else []
 
 
 def _plugin_values(values: dict[str, Any], names: Sequence[str]) -> dict[str, dict[str, Any]]:
