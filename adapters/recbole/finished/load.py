@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import pickle
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from recbole.utils import init_seed
 from recplug.adapters.data import locate
 from recplug.adapters.factors import FactorTable, find_factors
 from recplug.adapters.features import FeatureTable, find_tables
+from recplug.adapters.ownership import check_bytes, read_result
 from recplug.adapters.recbole.augment import augment
 from recplug.adapters.recbole.compat.checkpoints import read_checkpoint
 from recplug.adapters.recbole.compat.patching import replaced, states_kept
@@ -122,16 +122,17 @@ def _read(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if not directory.is_dir():
         raise RecplugError(f"no run at {directory}; name a directory that run_recbole has left")
     try:
-        result = json.loads((directory / "result.json").read_text(encoding="utf-8"))
+        result = read_result(directory)
         values = read_yaml(directory / "config.yaml") if (directory / "config.yaml").is_file() else {}
-    except (OSError, ValueError):
-        result, values = None, {}
+    except (OSError, ValueError) as error:
+        raise RecplugError(f"{directory} is no run: its result.json cannot be read ({error}); name another") from error
     wanted = {"model", "dataset", "plugins"}
-    if not isinstance(result, dict) or not wanted <= result.keys() or not values:
+    if not wanted <= result.keys() or not values:
         raise RecplugError(f"{directory} is no run: config.yaml and result.json do not belong to one; name another")
     if "data_fingerprint" not in result or not (directory / "checkpoint.pth").is_file():
         why = f" (it ended with: {result['error']})" if result.get("error") else ""
         raise RecplugError(f"{directory} has no checkpoint{why}; name a run that was validated at least once")
+    check_bytes(directory, result, "config.yaml", "checkpoint.pth")
     return values, result
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import pickle
@@ -16,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from recplug.adapters.ownership import check_bytes, read_result, sha256
 from recplug.adapters.recbole.compat.checkpoints import NOT_NUMBERS, read_checkpoint
 from recplug.adapters.recbole.state.run_directory import adapter_tensors, plain
 from recplug.adapters.recbole.state.spec import plugin_versions
@@ -66,7 +66,7 @@ def load_adapter(model: Any, path: str | Path) -> dict[str, str]:
     _check_tensors(file, stored, adapter_tensors(model.recplug), "the adapter of this model")
     model.recplug.plugins.load_state_dict(stored, strict=False)
     log.info("adapter: %d tensors of %s from %s", len(stored), " + ".join(names), file)
-    return {"file": str(file), "sha256": _sha256(file)}
+    return {"file": str(file), "sha256": sha256(file)}
 
 
 def warm_start(model: Any, path: str | Path, *, config: Any = None, trust: bool = False) -> dict[str, str]:
@@ -90,12 +90,13 @@ def warm_start(model: Any, path: str | Path, *, config: Any = None, trust: bool 
     """
     file = Path(path) / "checkpoint.pth" if Path(path).is_dir() else Path(path)
     try:
+        _check_run(file)
         found = read_checkpoint(file, trust=trust)
     except pickle.UnpicklingError as error:
         if trust:
             raise RecplugError(f"cannot read the checkpoint {file} ({one_line(error)[:120]}); name another") from error
         raise RecplugError(f"cannot read the checkpoint {file}: {NOT_NUMBERS}") from error
-    except (OSError, EOFError, RuntimeError, AttributeError, ImportError) as error:
+    except (OSError, ValueError, EOFError, RuntimeError, AttributeError, ImportError) as error:
         raise RecplugError(f"cannot read the checkpoint {file} ({one_line(error)[:120]}); name another") from error
     stored, theirs = (found.get(key) if isinstance(found, dict) else None for key in ("state_dict", "config"))
     theirs = theirs.final_config_dict if isinstance(theirs, Config) else theirs
@@ -111,7 +112,7 @@ def warm_start(model: Any, path: str | Path, *, config: Any = None, trust: bool 
     if config is not None and _split(theirs) != _split(config.final_config_dict):
         log.warning("%s was trained on another split of the data: it may know what is tested here", file)
     log.info("warm start: %d tensors of %s from %s", len(ours), model.recplug_host.name, file)
-    return {"file": str(file), "sha256": _sha256(file)}
+    return {"file": str(file), "sha256": sha256(file)}
 
 
 def _split(config: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -125,6 +126,7 @@ def _split(config: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
+        _check_run(file)
         about = json.loads(file.with_name("adapter.json").read_text(encoding="utf-8"))
         stored = load_file(file, device="cpu")
     except (OSError, ValueError, SafetensorError) as error:
@@ -134,7 +136,20 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from error
     if not isinstance(about, dict):
         raise RecplugError(f"{file.with_name('adapter.json')} describes no adapter; copy the run again")
+    if about.get("sha256", found := sha256(file)) != found:
+        raise RecplugError(f"{file} is not what adapter.json beside it describes; copy the run again")
     return stored, about
+
+
+def _check_run(file: Path) -> None:
+    """Where a file lies in a run's directory, it is what the run has written.
+
+    Raises:
+        RecplugError: for another one.
+        OSError, ValueError: where the run's result cannot be read.
+    """
+    if (file.parent / "result.json").is_file():
+        check_bytes(file.parent, read_result(file.parent), file.name, "adapter.json")
 
 
 def _check_tensors(file: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any], whose: str) -> None:
@@ -158,7 +173,3 @@ def _is_sound(stored: Any, wanted: Tensor) -> bool:
         return False
     # A model may hold what is not finite itself, such as a mask of -inf.
     return bool(torch.isfinite(stored).all()) or not bool(torch.isfinite(wanted).all())
-
-
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()

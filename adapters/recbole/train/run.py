@@ -41,13 +41,14 @@ class RunResult:
 
     @property
     def test_result(self) -> dict[str, float]:
-        """Test metrics of the epoch with the best validation score."""
-        return {metric: float(value) for metric, value in self.result["test_result"].items()}
+        """Test metrics of the epoch with the best validation score; empty where the data have no test part."""
+        return {metric: float(value) for metric, value in (self.result["test_result"] or {}).items()}
 
     @property
-    def best_valid_score(self) -> float:
-        """The best validation score."""
-        return float(self.result["best_valid_score"])
+    def best_valid_score(self) -> float | None:
+        """The best validation score; None where the data have no validation part."""
+        score = self.result["best_valid_score"]
+        return None if score is None else float(score)
 
 
 def run(
@@ -58,7 +59,7 @@ def run(
     *,
     config_files: Sequence[str | Path] = (),
     data_path: str | Path | None = None,
-    output_dir: str | Path | None = None,
+    output_dir: str | Path | RunDirectory | None = None,
     baseline: bool = False,
     test: bool = True,
     table: str | None = None,
@@ -114,13 +115,17 @@ def run(
     return _finish(job, bare)
 
 
-def new_directory(host: type, names: Sequence[str], dataset: str, output_dir: str | Path | None = None) -> RunDirectory:
+def new_directory(
+    host: type, names: Sequence[str], dataset: str, output_dir: str | Path | RunDirectory | None = None
+) -> RunDirectory:
     """A run's directory: ``output_dir``, or one named after what is run and when.
 
     Raises:
         RecplugError: for one that holds files, or cannot be written.
     """
     label, started = "+".join(names) or "bare", datetime.now().strftime("%Y%m%d-%H%M%S")
+    if isinstance(output_dir, RunDirectory):  # made by the process that started this one
+        return output_dir
     path = Path(output_dir) if output_dir else Path("runs") / f"{host.__name__}-{label}-{dataset}-{started}"
     return RunDirectory.create(path, beside=not output_dir)
 
