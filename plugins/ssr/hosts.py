@@ -7,16 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recplug.plugins.contract import Half
+from recplug.plugins.contract import Half, Panel
 from recplug.plugins.nn.closed_form import beside, histories
 from recplug.plugins.protocols import Validate
 from recplug.plugins.ssr.content import ContentEncoders
+from recplug.plugins.ssr.diagnostics import band_names
 from recplug.plugins.ssr.module import Ssr
 from recplug.plugins.ssr.signal import BandedSignal
 from recplug.plugins.step import Step
-
-RECENCY = 0.6
-"""What an item of a history counts for each step that it lies back (chosen on amazon-scientific by validation)."""
 
 
 class SsrNodes(Ssr):
@@ -78,24 +76,40 @@ class Ranked(Ssr):
     """With the interaction signal, filtered band by band, added to the ranking (:class:`BandedSignal`).
 
     A user is their training row, or on a sequential backbone the history that it is shown, an item counting
-    ``RECENCY`` ** steps back. Its weight and its gains are fitted after training; until then nothing is added.
+    ``recency`` ** steps back. Its weight and its gains are fitted after training; until then nothing is added.
     """
 
     halves: frozenset[Half] = frozenset({"ranking"})
     whole_rows = True
     banded: BandedSignal
+    recency: float = 1.0
 
     def score(self, base: Tensor, users: Tensor, items: Tensor, step: Step) -> Tensor:
         """The score seam, its ranking half: ``base [u, n_items]`` to the same."""
         if (weight := float(self.banded.weight)) == 0:
             return base
-        recency = 1.0 if self.n_users else RECENCY
-        r = histories(self.banded.form, users, step.batch.sequence, step.batch.lengths, recency=recency)
+        batch = step.batch
+        r = histories(self.banded.form, users, batch.sequence, batch.lengths, recency=self.recency)
         return beside(base, self.banded(r).T, r.T, weight)
 
     def after_training(self, validate: Validate) -> dict[str, Any]:
         """Weight and gains, by the validation score."""
         return self.banded.fit(validate)
+
+    def diagnostics(self) -> dict[str, Panel | Tensor]:
+        """What there is without it, and the gains."""
+        gains = torch.cat([self.banded.gains, self.banded.gains.new_ones(1)])  # [M]: the last is what is left
+        return super().diagnostics() | {
+            "signal": Panel(
+                gains,
+                "bars",
+                "gains of the interaction signal's bands",
+                f"How much of each band of what a user had reaches the ranking, at a weight of "
+                f"{float(self.banded.weight):g} beside the backbone. Where all are 1 it is the closed-form filter.",
+                rows=band_names(len(gains)),
+                ylabel="gain",
+            )
+        }
 
 
 class RankedNodes(Ranked, SsrNodes):

@@ -26,6 +26,9 @@ from recplug.plugins.ssr.signal import BandedSignal
 
 log = logging.getLogger("recplug")
 
+RECENCY = 0.6
+"""What an item of a shown history counts for each step that it lies back: the filter's, by validation."""
+
 CONTENT_WIDTH = 128
 """Principal components kept of wider vectors, where content is frozen."""
 
@@ -100,6 +103,7 @@ def build(settings: SsrSettings, context: Context) -> Ssr:
     )
     if isinstance(ssr, Ranked):
         ssr.banded = _banded(settings, context, modalities)
+        ssr.recency = RECENCY if context.family == "sequential" else 1.0
     return ssr
 
 

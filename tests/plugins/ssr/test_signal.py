@@ -161,6 +161,11 @@ def test_bands_and_weight_move_the_scores_and_0_moves_none(name):
 
 
 def test_what_is_fitted_is_reported():
-    _, ssr = host_of("nodes-bpr", weight=0.0)
+    host, ssr = host_of("nodes-bpr", weight=0.0)
     found = ssr.after_training(lambda users=None: float(ssr.banded.weight))
     assert found["weight"] == 4.0
+    with torch.no_grad(), host.chain.asking():
+        panel = ssr.diagnostics()["signal"]
+    assert panel.values.tolist() == [*ssr.banded.gains.tolist(), 1.0]
+    assert panel.rows == ("band 1 (low)", "band 2 (high)")  # so few items have no rank 32
+    assert "a weight of 4 " in panel.caption
