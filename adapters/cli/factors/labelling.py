@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from recplug.adapters.cli.factors.llm_session import Option, Session, asks, beside, free, options
 from recplug.adapters.console import say
-from recplug.adapters.item_files import columns, folder_of, training
+from recplug.adapters.item_files import folder_of
 
 if TYPE_CHECKING:
     from recplug.adapters.factors import FactorSchema, FactorTable
@@ -43,10 +43,9 @@ def induce(
         estimate_induction(items, factors=factors, values=values, sizes=sizes, seed=seed, usage=usage)
     ):
         return
-    groups = _strata(session.dataset, session.data_path)
 
     async def work(client: Client) -> FactorSchema:
-        return await run(items, client, factors=factors, values=values, sizes=sizes, strata=groups, seed=seed)
+        return await run(items, client, factors=factors, values=values, sizes=sizes, seed=seed)
 
     schema = session.run(work)
     read = session.columns or "all text columns"
@@ -176,18 +175,3 @@ def _compare(table: FactorTable, second: FactorTable, place: Path) -> None:
         if found is not None:
             say(f"asked again, {spec.name}: {found.share:.1%} of {found.items:,} agree, kappa {found.kappa:.2f}")
     say(f"{place}: the second answers, for inspect --second")
-
-
-def _strata(dataset: str, data_path: Path | None) -> dict[str, str]:
-    """A group by item: its category, where a column says so, and the third of popularity that it is in."""
-    bought = Counter(item for _, item in training(dataset, data_path)[0])
-    ranked = sorted(bought, key=lambda token: (bought[token], token))
-    groups = {token: str(3 * place // len(ranked)) for place, token in enumerate(ranked)}
-    file = folder_of(dataset, data_path) / f"{dataset}.item"
-    with open(file, encoding="utf-8") as lines:
-        fields = [cell.partition(":")[0] for cell in lines.readline().rstrip("\n").split("\t")]
-    category = next((name for name in fields[1:] if name.lower().startswith(("categor", "genre", "class"))), None)
-    if category is not None:
-        for token, value in columns(file, fields[0], category):
-            groups[token] = f"{value} {groups.get(token, '')}"
-    return groups

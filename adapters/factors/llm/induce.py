@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import random
 import unicodedata
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -81,7 +81,6 @@ async def induce(
     factors: int = 10,
     values: int = 30,
     sizes: Sizes | None = None,
-    strata: Mapping[str, str] | None = None,
     seed: int = 0,
 ) -> FactorSchema:
     """Make a schema for ``items``. Given the same answers it is the same schema.
@@ -92,7 +91,6 @@ async def induce(
         factors: K, at most: fewer where no more were proposed that have values.
         values: of one factor, at most, ``other`` not counted.
         sizes: products a step.
-        strata: a group by item token, such as category and popularity; samples hold them in the catalogue's shares.
         seed: of the samples.
 
     Raises:
@@ -102,7 +100,8 @@ async def induce(
     """
     if factors < 1 or values < 2:
         raise RecplugError(f"factors={factors}, values={values}: a schema needs a factor, and a factor two values")
-    pool = in_strata(distinct(items), strata or {}, seed)
+    pool = distinct(items)
+    random.Random(seed).shuffle(pool)
     if len(pool) < 2:
         raise RecplugError(f"{len(pool)} different products with text are too few to make a schema of; give 2 or more")
     sizes = (sizes or Sizes()).fitted(len(pool))
@@ -130,20 +129,6 @@ async def induce(
             "named_by": "; ".join(f"{theme.name} {len(theme.calls)} of {calls} calls" for theme in kept),
         },
     )
-
-
-def in_strata(items: Sequence[Item], strata: Mapping[str, str], seed: int) -> list[Item]:
-    """``items`` in a random order of which every stretch holds the strata in about the shares of the whole."""
-    draw = random.Random(seed)
-    groups: dict[str, list[Item]] = defaultdict(list)
-    for item in items:
-        groups[strata.get(item.token, "")].append(item)
-    placed: list[tuple[float, float, Item]] = []
-    for name in sorted(groups):
-        members = groups[name]
-        draw.shuffle(members)
-        placed += [((at + draw.random()) / len(members), draw.random(), item) for at, item in enumerate(members)]
-    return [item for _, _, item in sorted(placed, key=lambda entry: entry[:2])]
 
 
 def canonical(name: str) -> str:

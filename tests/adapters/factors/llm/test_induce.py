@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from recplug.adapters.factors.llm.content import Item
-from recplug.adapters.factors.llm.induce import Sizes, canonical, in_strata, induce
+from recplug.adapters.factors.llm.induce import Sizes, canonical, induce
 from recplug.adapters.factors.llm.messages import Stopped
 from recplug.plugins.errors import RecplugError
 
@@ -288,19 +288,6 @@ def test_too_little_to_go_by(chat_server, open_client):
 def test_names_are_canonical(said, name):
     assert canonical(said) == name
     assert canonical(canonical(said)) == canonical(said)
-
-
-def test_every_stretch_of_a_sample_holds_the_strata_in_proportion():
-    items = [Item(f"t{i}", {"title": str(i)}) for i in range(1000)]
-    strata = {item.token: "rare" if i % 10 == 0 else "common" for i, item in enumerate(items)}
-    order = in_strata(items, strata, seed=3)
-    assert sorted(item.token for item in order) == sorted(item.token for item in items)
-    assert order != in_strata(items, strata, seed=4)
-    assert order == in_strata(items, strata, seed=3)
-    for begin in range(0, 1000, 100):
-        rare = sum(strata[item.token] == "rare" for item in order[begin : begin + 100])
-        assert 8 <= rare <= 12
-    assert order[:10] != items[:10]
 
 
 @pytest.mark.parametrize("n", [2, 10, 99, 800, 5000])
