@@ -70,11 +70,11 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "w/o view consistency": {"views": "off"},
 }
 
+# Without the head, whose loss is on but, at the paper's weight, hardly moves sequential hosts (docs/methods/mars.rst).
 MECHANISMS: dict[str, dict[str, Any]] = {
-    "group means over factors": {"pool": "none"},
+    "means of the items that share a factor's value": {"pool": "none"},
     "a gate": {"gate": "uniform"},
-    "a structural graph": {"structure": "none"},
-    "a semantic head": {"lambda_semantic": 0.0},
+    "similar items' means": {"structure": "none"},
 }
 
 
@@ -148,7 +148,7 @@ def recplug_plugin() -> Plugin:
     """MARS."""
     return Plugin(
         name="mars",
-        summary="semantic factors of items: group means, a gate, a semantic head",
+        summary="semantic factors of items: gated means over the items that share one, beside similar items' means",
         paper="MARS, OpenReview Y6idSGOwfK",
         settings=MarsSettings,
         requirements=requirements,
