@@ -61,7 +61,7 @@ def test_killed_twice_and_resumed_equals_the_uninterrupted_grid(standin, tmp_pat
     options = {"plugins": "prism,prism+mars", "grid": {"prism.scale": ["0.3", "1.0"]}, "jobs": 2}
     standin.compare(tmp_path / "whole", **options)
     begun = len(standin.begun())
-    assert begun == 2 * (1 + 2 * (2 + 3))
+    assert begun == 2 * (1 + 1 + 2 * (2 + 3))  # bare, the filter once, and two sets of plugins
 
     stops = [f"{SCIENTIFIC}_prism (prism.scale=1.0)_2", f"{SCIENTIFIC}_prism+mars (mlp)_1"]
     for name in stops:
@@ -190,7 +190,7 @@ def test_failures_lose_one_cell_each_and_are_tried_again_on_request(standin, tmp
 def test_where_nothing_finishes_the_tables_say_why(standin, tmp_path):
     for kind in ("bare_1", "prism_1"):
         standin.behave(f"{SCIENTIFIC}_{kind}", "wrong")
-    found = standin.compare(tmp_path / "out", seeds=1)
+    found = standin.compare(tmp_path / "out", seeds=1, controls="mlp,shuffled,no_losses")
     assert (found.best(), found.tests, found.groups) == ([], [], [])
     assert found.to_markdown().count("no such thing; do another") == 2
     assert "waits until what it controls has finished" in found.to_markdown()
