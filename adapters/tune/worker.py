@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from recplug.adapters.compare.cells.workers import STOPPED, ending_gently, reason
-from recplug.adapters.ownership import read_result
 from recplug.adapters.tune.spec import SETTINGS_FILE, Asked
 from recplug.adapters.tune.study import TRIALS, Study, Taken
 from recplug.adapters.tune.trial import GO, PRUNE
@@ -171,9 +170,10 @@ def _train(study: Study, taken: Taken, trial: Trial, command: Command) -> tuple[
 
 def _result(folder: Path) -> dict[str, Any]:
     try:
-        return read_result(folder)
-    except (OSError, ValueError):  # none, or only a part of one
+        found = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _tidy(study: Study) -> None:
