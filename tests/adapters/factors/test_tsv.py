@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recplug.adapters.factors import FactorSchema, FactorSpec, FactorTable, Value
-from recplug.adapters.factors.columns import from_tsv, to_tsv
+from recplug.adapters.factors.tsv import from_tsv, to_tsv
 from recplug.plugins.errors import RecplugError
 
 
