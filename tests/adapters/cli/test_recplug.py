@@ -97,7 +97,7 @@ def test_plugins_show_has_every_setting(recplug_cli):
     assert f"prism.gate_dropout = {default.gate_dropout}    float, >= 0, < 1    [code]" in out
     identity = [f"--prism.{key}={value}" for key, value in get("prism").identity.items()]
     assert f"adds nothing at: {' '.join(identity)}\n" in out
-    assert "needs, with the default settings: a sequential or graph backbone; its items, losses; 1 feature table" in out
+    assert "needs, with these settings: a sequential or graph backbone; its items, losses; 1 feature table" in out
 
 
 def test_doctor(recplug_cli, monkeypatch):
