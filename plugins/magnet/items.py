@@ -23,6 +23,7 @@ class MagnetItems(Magnet):
 
     def routed(self, z: Tensor, ids: Tensor) -> tuple[Tensor, Routing]:
         """Of items ``ids [r]`` with ``z [r, d]``: the mixture ``[r, d]`` and its routing."""
+        assert self.content is not None
         x, absent = self.inputs(z, *self.content.items(ids))
         found = route(self.router(self.router.item(z)), absent, self.top_k)
         return self.experts.vector(self.experts.item(x), found.kept), found
@@ -39,6 +40,7 @@ class MagnetItems(Magnet):
         found = self.item_routing(step, positives)
         if found is None:
             return {}
+        assert self.content is not None
         asked = ~self.lacking(self.content.present[positives])  # [b, E]
         return self.reduced(self.route_losses(found.dense, found.entropy, asked), len(positives))
 

@@ -50,6 +50,7 @@ class Magnet(Augmentation):
         edges: ``[2, n]`` (user, item) training interactions.
         width: d, of behaviour vectors.
         of_pairs: whether pairs are routed, or items.
+        by_vectors: whether experts read projected content vectors.
         seed: of the plugin's noise.
     """
 
@@ -67,6 +68,7 @@ class Magnet(Augmentation):
         edges: Tensor,
         width: int,
         of_pairs: bool,
+        by_vectors: bool = True,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -87,14 +89,16 @@ class Magnet(Augmentation):
         self.gamma: nn.Parameter | None = None
         if settings.base != "none":
             self.gamma = nn.Parameter(torch.empty(()), requires_grad=not settings.inert)
-        self.content = Content(
-            modalities=modalities,
-            n_rows=n_rows,
-            n_users=n_users if of_pairs else 0,
-            edges=edges,
-            width=width,
-            content_width=settings.content_width,
-        )
+        self.content: Content | None = None
+        if by_vectors:
+            self.content = Content(
+                modalities=modalities,
+                n_rows=n_rows,
+                n_users=n_users if of_pairs else 0,
+                edges=edges,
+                width=width,
+                content_width=settings.content_width,
+            )
         shape = {
             "width": width,
             "experts": self.pool.n_experts,
@@ -103,7 +107,7 @@ class Magnet(Augmentation):
             "noise": self.noise,
         }
         self.router = Router(**shape)  # type: ignore[arg-type]
-        self.experts = Experts(form=settings.expert_input, **shape)  # type: ignore[arg-type]
+        self.experts = Experts(form="concat" if settings.expert_input == "concat" else "product", **shape)  # type: ignore[arg-type]
         self.trigger = Trigger(kind=settings.trigger, threshold=settings.threshold, patience=settings.patience)
         self._told = 0, False  # steps at the last line of the log, and whether the switch was told
         self.reset_parameters()
@@ -111,7 +115,8 @@ class Magnet(Augmentation):
     def reset_parameters(self) -> None:
         """Draw every layer anew; the trigger's state stays."""
         for part in (self.content, self.router, self.experts):
-            part.reset_parameters()
+            if part is not None:
+                part.reset_parameters()
         with torch.no_grad():
             if self.gamma is not None:
                 self.gamma.fill_(self.settings.gamma)

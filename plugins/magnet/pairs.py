@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from recplug.plugins.contract import Modality
+from recplug.plugins.magnet.channels import Channels
 from recplug.plugins.magnet.losses import view_contrast
 from recplug.plugins.magnet.module import Magnet
 from recplug.plugins.magnet.router import HIDDEN, Routing, mixture, route
@@ -61,6 +62,7 @@ class MagnetPairs(Magnet):
         width: d, of the host's tables.
         induced: the graph with content-induced edges, or None: one view.
         propagate: the rule on a graph.
+        channels: what experts read in place of content vectors, or None.
         seed: of the plugin's noise.
     """
 
@@ -75,6 +77,7 @@ class MagnetPairs(Magnet):
         width: int,
         propagate: Propagate,
         induced: Adjacency | None = None,
+        channels: Channels | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(
@@ -85,9 +88,11 @@ class MagnetPairs(Magnet):
             edges=edges,
             width=width,
             of_pairs=True,
+            by_vectors=channels is None,
             seed=seed,
         )
         self.replaces = settings.base == "none" or (settings.base == "views" and induced is not None)
+        self.channels = channels
         self.induced = induced  # graphs are no buffers: DDP would send them at every step
         self.observed: Adjacency | None = None
         self.propagate = propagate
@@ -126,13 +131,26 @@ class MagnetPairs(Magnet):
 
     def user_part(self, z: Tensor, ids: Tensor, without: Tensor | None = None) -> Part:
         """Of users ``ids [r]`` with ``z [r, d]``; their profiles without the items ``without [r]``."""
-        x, absent = self.inputs(z, *self.content.users(ids, without))
+        if self.content is None:
+            x = z.float().unsqueeze(1).expand(-1, self.pool.n_experts, -1)  # every source of a user is its behaviour
+            absent = torch.zeros(x.shape[:2], dtype=torch.bool, device=z.device)
+        else:
+            x, absent = self.inputs(z, *self.content.users(ids, without))
         return Part(self.experts.user(x), self.router.user(z), absent)
 
-    def item_part(self, z: Tensor, ids: Tensor) -> Part:
+    def item_part(self, z: Tensor, ids: Tensor, step: Step) -> Part:
         """Of items ``ids [r]`` with ``z [r, d]``."""
-        x, absent = self.inputs(z, *self.content.items(ids))
+        x, absent = self.inputs(z, *self._item_sources(ids, step))
         return Part(self.experts.item(x), self.router.item(z), absent)
+
+    def _item_sources(self, ids: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        """``[r, M-1, d]`` and whether they are there, ``[r, M-1]``."""
+        if self.channels is None:
+            assert self.content is not None
+            return self.content.items(ids)
+        if "magnet.channels" not in step.memory:
+            step.memory["magnet.channels"] = self.channels(step.table("items")[: self.n_rows])  # [n_items, M-1, d]
+        return step.memory["magnet.channels"].index_select(0, ids), self.channels.present[ids]
 
     def routed(self, user: Part, item: Part) -> tuple[Tensor, Routing]:
         """MAGNET's scores ``[..., r]`` of pairs, and the routing that they are made by."""
@@ -175,7 +193,7 @@ class MagnetPairs(Magnet):
         """:meth:`routed` of any pairs ``[b]``, with users' whole profiles."""
         z_users, z_items = self.behaviour(step)
         user = self.user_part(z_users.index_select(0, users), users)
-        return self.routed(user, self.item_part(z_items.index_select(0, items), items))
+        return self.routed(user, self.item_part(z_items.index_select(0, items), items, step))
 
     def _compared(self, step: Step) -> Tensor:
         """``[k, b]``: the batch's positives and negatives, together: they share users, and the users' dropout.
@@ -199,7 +217,9 @@ class MagnetPairs(Magnet):
             memory["magnet.views"] = (z_users * z_items.unflatten(0, (len(known), -1))).sum(dim=-1)  # [k, b]
         without = positives if self.settings.leave_one_out and self.training else None
         user = self.user_part(z_users, users, without)
-        item = Part(*(rows.unflatten(0, (len(known), -1)) for rows in self.item_part(z_items, ids)))  # [k, b, ...]
+        item = Part(
+            *(rows.unflatten(0, (len(known), -1)) for rows in self.item_part(z_items, ids, step))
+        )  # [k, b, ...]
         memory["magnet.scores"], found = self.routed(user, item)
         memory["magnet.dense"], memory["magnet.entropy"] = found.dense[0], found.entropy[0]
         memory["magnet.asked"] = ~(user.absent | item.absent[0])
@@ -226,7 +246,9 @@ class MagnetPairs(Magnet):
             row = []
             for start in range(0, len(items), wide):
                 ids = items[start : start + wide]
-                part = self.item_part(z_items.index_select(0, ids), ids) if whole is None else whole.cut(start, wide)
+                part = (
+                    self.item_part(z_items.index_select(0, ids), ids, step) if whole is None else whole.cut(start, wide)
+                )
                 row.append(self._tile(user, part))
             out.append(torch.cat(row, dim=1))
         return torch.cat(out)
@@ -245,7 +267,7 @@ class MagnetPairs(Magnet):
             return None
         memory = step.memory
         if "magnet.whole.first" not in memory:
-            part = self.item_part(self.behaviour(step)[1], items)
+            part = self.item_part(self.behaviour(step)[1], items, step)
             memory.update({f"magnet.whole.{name}": value for name, value in part._asdict().items()})
         return Part(*(memory[f"magnet.whole.{name}"] for name in Part._fields))
 

@@ -11,12 +11,15 @@ import torch
 from recplug.plugins.contract import Context, Modality, Plugin, Requirements, Seam
 from recplug.plugins.errors import RecplugError
 from recplug.plugins.hookspecs import hookimpl
+from recplug.plugins.magnet.channels import Channels, telling
 from recplug.plugins.magnet.induced_edges import induced_edges
 from recplug.plugins.magnet.items import MagnetNodes, MagnetTable
 from recplug.plugins.magnet.module import Magnet
 from recplug.plugins.magnet.pairs import MagnetPairs
 from recplug.plugins.magnet.settings import MagnetSettings
+from recplug.plugins.nn.content import content_graph
 from recplug.plugins.nn.propagation import Adjacency, lightgcn
+from recplug.plugins.nn.smoothing import ITEM_GRAPH
 from recplug.plugins.settings import Preset
 
 log = logging.getLogger("recplug")
@@ -25,12 +28,15 @@ LAYERS = 2  # of LightGCN's rule, where the host says nothing
 
 def requirements(settings: MagnetSettings) -> Requirements:
     """What these settings need."""
+    brings = {}
+    if settings.mode != "node" and settings.expert_input == "channels" and not settings.inert:
+        brings[ITEM_GRAPH] = "magnet.expert_input=product"
     if settings.mode == "pair":
-        return Requirements(seams=frozenset({"losses", "score"}), modalities=1)
+        return Requirements(seams=frozenset({"losses", "score"}), modalities=1, brings=brings)
     places: set[Seam] = {"items", "propagated"}
     if settings.mode == "auto":
         places.add("score")
-    return Requirements(seams=frozenset({"losses"}), one_of=frozenset(places), modalities=1)
+    return Requirements(seams=frozenset({"losses"}), one_of=frozenset(places), modalities=1, brings=brings)
 
 
 def build(settings: MagnetSettings, context: Context) -> Magnet:
@@ -61,6 +67,17 @@ def build(settings: MagnetSettings, context: Context) -> Magnet:
 
 
 def _pairs(settings: MagnetSettings, context: Context, modalities: list[Modality]) -> MagnetPairs:
+    channels = None
+    if settings.expert_input != "concat" and not settings.inert:  # the paper's form takes all content as it comes
+        graphs = {m.name: _item_graph(m, settings, context) for m in modalities}
+        kept = telling(modalities, graphs, context.edges, n_users=context.n_users)
+        if not kept:
+            log.warning("magnet: content says nothing of who has what here; %s's own scores stand", context.host)
+            settings = settings.model_copy(update={"gamma": 0.0, "base": "views"})
+        else:
+            modalities = kept
+            if settings.expert_input == "channels":
+                channels = Channels([graphs[m.name] for m in kept])
     induced = _induced(settings, context, modalities) if settings.induced and not settings.inert else None
     return MagnetPairs(
         settings=settings,
@@ -70,8 +87,20 @@ def _pairs(settings: MagnetSettings, context: Context, modalities: list[Modality
         edges=context.edges,
         width=context.width["items"],
         induced=induced,
+        channels=channels,
         propagate=context.propagate or partial(lightgcn, layers=LAYERS),
         seed=context.seed,
+    )
+
+
+def _item_graph(modality: Modality, settings: MagnetSettings, context: Context) -> Adjacency:
+    return content_graph(
+        [modality],
+        context.neighbours,
+        n_rows=context.n_items,
+        k=settings.neighbours,
+        image_weight=1.0,
+        cache=context.cache,
     )
 
 

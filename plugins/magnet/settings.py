@@ -44,7 +44,7 @@ class MagnetSettings(PluginSettings):
         "Nearest items by content, per item and modality.",
         paper="k, sec. 3.2.1",
         search=Range(5, 30),
-        when={"induced": NONZERO, **OF_PAIRS},
+        when=OF_PAIRS,
         ge=1,
         le=1000,
     )
@@ -58,14 +58,17 @@ class MagnetSettings(PluginSettings):
         ge=0,
     )
     content_width: int = setting(
-        256, "Principal components kept of wider content vectors; 0 keeps all columns.", ge=0, le=65536
+        256,
+        "Principal components kept of wider content vectors; 0 keeps all columns. Not with channels.",
+        ge=0,
+        le=65536,
     )
     leave_one_out: bool = setting(
         True,
         "Whether, in training, a user's content profile leaves out the positive that is scored; without that the "
         "experts learn to find it there, and in the test it is not (the paper says nothing of it).",
         paper="eq. 8",
-        when=OF_PAIRS,
+        when={**OF_PAIRS, "expert_input": ("product", "concat")},
     )
     # -- experts
     structure: Literal["template", "free", "single"] = setting(
@@ -98,10 +101,11 @@ class MagnetSettings(PluginSettings):
         ge=0,
         le=1,
     )
-    expert_input: Literal["product", "concat"] = setting(
+    expert_input: Literal["channels", "product", "concat"] = setting(
         "product",
-        "What an expert makes of a pair: the dot product of its two vectors, each column weighed anew (ours), or an "
-        "MLP of both side by side (the paper), which needs more data than reviews have.",
+        "What an expert makes of a pair: its mix of the channels' scores (ours: the user's behaviour with the item's, "
+        "and with that of its nearest items by each modality), each column weighed anew; the same dot product of mixed "
+        "content vectors (ours; node mode reads 'channels' so); or an MLP of these side by side (the paper).",
         paper="φ, eq. 11",
     )
     dropout: float = setting(

@@ -7,6 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from recplug.plugins.magnet import pairs
 from recplug.plugins.magnet.router import route
+from recplug.plugins.nn.knn import kneighbours
 from recplug.plugins.nn.propagation import Adjacency, lightgcn
 from recplug.plugins.testing.case import N_ITEMS, N_USERS, step_loss, trained
 
@@ -22,14 +23,18 @@ def randomised(host, seed=3):
     return host
 
 
-def slow_scores(magnet, z_users, z_items, edges, content, slow_expert):
+def slow_scores(magnet, z_users, z_items, table, edges, content, slow_expert):
     """``[n_users, n_items, ...]``: MAGNET's own score of every pair, one pair, expert and source at a time."""
     histories = [[] for _ in range(N_USERS)]
     for u, i in sorted(set(map(tuple, edges.T.tolist()))):
         histories[u].append(i)
     units = [torch.nn.functional.normalize(m.values.float(), dim=1) for m in content]
+    near = [kneighbours(m.values, m.present, magnet.settings.neighbours, include_self=True) for m in content]
 
     def source(m, i):
+        if magnet.content is None:
+            own = near[m].index[i][near[m].valid[i]]
+            return table[own].mean(dim=0) if len(own) else None
         return magnet.content.maps[m](units[m][i]) if content[m].present[i] else None
 
     def profile(m, u):
@@ -40,6 +45,8 @@ def slow_scores(magnet, z_users, z_items, edges, content, slow_expert):
     weights = magnet.mixes()
     for u in range(N_USERS):
         of_user = [z_users[u], *(profile(m, u) for m in range(len(content)))]
+        if magnet.content is None:
+            of_user = [z_users[u]] * len(of_user)
         for i in range(N_ITEMS):
             of_item = [z_items[i], *(source(m, i) for m in range(len(content)))]
             logits = magnet.router(magnet.router.user(z_users[u : u + 1]) + magnet.router.item(z_items[i : i + 1]))[0]
@@ -81,13 +88,13 @@ def behaviour(case, host, magnet):
     ("host_name", "settings"),
     [
         ("nodes-bpr", {"induced": 3, "neighbours": 3, "expert_input": "concat"}),
-        ("nodes-bpr", {"induced": 0, "top_k": 1}),
-        ("graph-bpr", {"induced": 2}),
-        ("graph-bpr", {"induced": 0, "structure": "free", "top_k": 9}),
+        ("nodes-bpr", {"induced": 0, "top_k": 1, "expert_input": "product"}),
+        ("nodes-bpr", {"induced": 2, "neighbours": 3, "expert_input": "channels"}),
+        ("graph-bpr", {"induced": 0, "structure": "free", "top_k": 9, "expert_input": "product"}),
         ("graph-bpr", {"induced": 0, "structure": "single", "expert_input": "concat"}),
         ("graph-bpr", {"induced": 0, "modalities": ("text",)}),
     ],
-    ids=["paper", "one expert", "product", "free", "single", "one modality"],
+    ids=["paper", "one expert", "channels", "free", "single", "one modality"],
 )
 def test_scores_are_the_slow_ones(make, module_of, slow_expert, host_name, settings):
     case = make(host_name, mode="pair", base="none", **settings)
@@ -95,7 +102,8 @@ def test_scores_are_the_slow_ones(make, module_of, slow_expert, host_name, setti
     magnet, content = module_of(host), list(case.modalities().values())
     content = [m for m in content if m.name in magnet.sources]
     with torch.no_grad():
-        expected = slow_scores(magnet, *behaviour(case, host, magnet), case.edges(), content, slow_expert)
+        z = behaviour(case, host, magnet)
+        expected = slow_scores(magnet, *z, host.backbone.items.raw, case.edges(), content, slow_expert)
     batch = replace(case.batch(), users=USERS)
     scores = host.scores(batch)
     assert torch.allclose(scores, expected[1:], atol=1e-4)
@@ -192,7 +200,7 @@ def test_every_expert_and_part_learns(make, module_of, form):
 
 
 def test_leave_one_out_in_training_only(make, module_of):
-    settings = {"mode": "pair", "induced": 0, "dropout": 0.0}
+    settings = {"mode": "pair", "induced": 0, "dropout": 0.0, "expert_input": "product"}
     plain, loo = (make("graph-bpr", leave_one_out=on, **settings) for on in (False, True))
     edges = plain.edges()[:, ::4][:, :4]  # one interaction each of the first users
     batch = replace(plain.batch(), users=edges[0], positives=edges[1])
@@ -205,7 +213,7 @@ def test_leave_one_out_in_training_only(make, module_of):
         z_users, z_items = magnet.behaviour(step)
         parts = [magnet.user_part(z_users[batch.users], batch.users, w) for w in (batch.positives, None)]
         for scores, ids in zip(found, (batch.positives, batch.negatives), strict=True):
-            item = magnet.item_part(z_items[ids], ids)
+            item = magnet.item_part(z_items[ids], ids, step)
             shorter, whole = (magnet.routed(user, item)[0] for user in parts)
             assert torch.allclose(scores, shorter, atol=1e-6)
             assert not torch.allclose(scores, whole, atol=1e-6)

@@ -12,6 +12,7 @@ from recplug.plugins.testing.case import step_loss
 
 VARIANTS = {
     "paper": {"base": "none", "expert_input": "concat", "induced": 5, "trigger": "paper", "leave_one_out": False},
+    "channels": {"expert_input": "channels"},
     "node": {"mode": "node", "top_k": 9},
     "node, replaced": {"mode": "node", "base": "none", "expert_input": "concat"},
     "free": {"mode": "pair", "structure": "free", "base": "backbone"},
