@@ -10,13 +10,14 @@ PY := $(abspath $(VENV))/bin/python
 PIP := $(PY) -m pip install -qq --no-compile --disable-pip-version-check -c constraints.txt
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: help demo test test-all fuzz lint docs bench cards clean
+.PHONY: help demo test test-all attacks fuzz lint docs bench cards clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo      train SASRec + PRISM beside the bare SASRec on the bundled data"
 	@echo "make test      the test suite"
 	@echo "make test-all  the test suite, its slow part and the other supported stacks (legs/run.sh)"
+	@echo "make attacks   what docs/safety.md promises, tried for half an hour"
 	@echo "make fuzz      the property-based tests with new examples, for MINUTES (default 20)"
 	@echo "make lint      ruff, the rooms' contracts, mypy, and every import as an editor resolves it"
 	@echo "make docs      the documentation, with its gallery executed, in docs/_build/html"
@@ -64,6 +65,9 @@ lint: $(VENV)/.dev
 	$(abspath $(VENV))/bin/lint-imports --no-logo
 	MYPYPATH=src $(PY) -m mypy src/recplug
 	$(abspath $(VENV))/bin/basedpyright
+
+attacks: $(VENV)/.dev
+	$(ONE_THREAD) $(PY) -m pytest tests/attacks -n $(JOBS) --dist load
 
 # New random examples for MINUTES; what fails is kept in tests/failures, and every later test run begins with it.
 fuzz: $(VENV)/.dev

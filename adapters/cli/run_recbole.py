@@ -22,7 +22,8 @@ Train a RecBole model, with plugins grafted on, in RecBole's own trainer.
   --output_dir DIR        a new folder; default runs/<model>-<plugins>-<dataset>-<time>
   --resume DIR            go on with a run that was stopped; "last": the latest in runs/; --epochs N: train longer
   --adapter RUN           begin from another run's adapter.safetensors
-  --warm_start FILE       begin from the backbone of a RecBole checkpoint; load only what you trust
+  --warm_start FILE       begin from the backbone of a RecBole checkpoint
+  --trust_checkpoint true read one that is a pickle, as plain RecBole's is; it can run code
   --resumable false       do not write what --resume needs after every epoch
   --baseline true         train the bare model first, with the same budget and seed, and end with a table
   --PLUGIN.KEY VALUE      a plugin's setting; see: recplug plugins show NAME

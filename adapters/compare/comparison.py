@@ -10,6 +10,7 @@ from recplug.adapters.compare.tables.formats import latex, markdown
 from recplug.adapters.compare.tables.html_page import page
 from recplug.adapters.compare.tables.results import results
 from recplug.adapters.files import replacing
+from recplug.adapters.ownership import check_owned
 
 
 class Comparison(Numbers):
@@ -33,6 +34,7 @@ class Comparison(Numbers):
 
     def save(self) -> None:
         """``results.parquet``, ``table.md``, ``table.tex`` and ``index.html`` into the folder."""
+        check_owned(self.output, "comparison")
         for name, text in (
             ("table.md", self.to_markdown()),
             ("table.tex", self.to_latex()),

@@ -13,6 +13,7 @@ import yaml
 from recplug.adapters.compare.controls import CONTROLS
 from recplug.adapters.data import locate
 from recplug.adapters.files import replacing
+from recplug.adapters.ownership import claim
 from recplug.plugins.errors import RecplugError, did_you_mean
 from recplug.plugins.presets import settings_of
 from recplug.plugins.registry import available, get, parse_names
@@ -172,7 +173,7 @@ def _check_key(key: str, value: Any, known: Mapping[str, set[str]], *, strict: b
 
 def remember(output: Path, asked: Asked) -> None:
     """Write ``grid.yaml`` and ``settings.yaml``."""
-    output.mkdir(parents=True, exist_ok=True)
+    claim(output, "comparison", again=True)
     written = {key: value for key, value in asdict(asked).items() if key != "settings"}
     written["plugins"] = ["+".join(names) or "none" for names in asked.plugins]
     written = {key: list(value) if isinstance(value, tuple) else value for key, value in written.items()}

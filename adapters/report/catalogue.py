@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recplug.adapters.factors import FactorTable, find_factors
-from recplug.adapters.factors.llm.images import data_url, find_images
+from recplug.adapters.factors.llm.content import data_url, find_images
 from recplug.adapters.features import FeatureTable, find_tables
 from recplug.adapters.item_files import columns
 from recplug.plugins.contract import Modality

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from recplug.adapters.ownership import check_bytes, read_result
 from recplug.adapters.report.diagnostics import Picture, read_pictures
 from recplug.plugins.errors import RecplugError
 
@@ -25,7 +25,7 @@ KINDS: dict[str, type | tuple[type, ...]] = {
     "status": str, "model": str, "dataset": str, "plugins": list, "versions": dict, "valid_metric": str,
     "best_valid_result": dict, "test_result": dict, "epochs": int, "seconds_per_epoch": (int, float),
     "peak_memory_bytes": int, "parameters": dict, "data_fingerprint": str, "features": dict, "factors": dict,
-    "source": dict, "mask_history": bool, "resumed": int, "seed": int,
+    "source": dict, "files": dict, "mask_history": bool, "resumed": int, "seed": int,
 }  # fmt: skip
 EVENT = re.compile(r"INFO (\w+): (stage \d+) since step \d+ of epoch (\d+) \((.*)\)")  # as MAGNET tells it
 COVERAGE = re.compile(r"INFO (\S.*: [\d,]+ of [\d,]+ items have a .*)")  # as Coverage tells it
@@ -153,13 +153,17 @@ def read_run(path: Path) -> Run:
     def tried(name: str, read: Callable[[Path], Found], lost: str) -> Found | None:
         """What a file of the run holds, or None and a line on what the page lacks for it."""
         try:
+            check_bytes(path, result, *(each for each in result.get("files", ()) if each.split("/")[0] == name))
             return read(path / name)
         except FileNotFoundError:
             missing.append(f"{name} is not there: {lost}.")
+        except RecplugError as error:
+            missing.append(f"{error}: {lost}.")
         except (OSError, ValueError, KeyError, TypeError, RecursionError, csv.Error) as error:
             missing.append(f"{name} cannot be read ({' '.join(str(error).split())[:200]}): {lost}.")
         return None
 
+    result: Mapping[str, Any] = {}
     result = tried("result.json", _result, "the run is still going, or was killed; results are unknown") or {}
     settings = tried("config.yaml", _settings, "no configuration") or []
     texts = {setting.key: setting.text for setting in settings}
@@ -185,9 +189,7 @@ def read_run(path: Path) -> Run:
 
 def _result(path: Path) -> dict[str, Any]:
     """``result.json``; what a run has not come to is absent from it, or null."""
-    found = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(found, dict):
-        raise ValueError("it is no JSON object")
+    found = read_result(path.parent)
     for key, kind in KINDS.items():
         if found.get(key) is None:
             found.pop(key, None)

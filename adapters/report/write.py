@@ -10,6 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from recplug.adapters.files import replacing
+from recplug.adapters.ownership import check_free
 from recplug.adapters.page.frame import page, render
 from recplug.adapters.report import curves, side_by_side
 from recplug.adapters.report.charts import legend
@@ -31,20 +32,22 @@ def write_report(
     k: int = 10,
     data_path: StrPath | None = None,
     examples: bool = True,
+    overwrite: bool = False,
 ) -> list[str]:
     """Write one HTML page about some runs; it needs no network, and takes nothing from anywhere when it is opened.
 
     What a run lacks (it failed, was interrupted, its data are gone) is said on the page, one line each. For example
-    users the run is loaded, and its checkpoint is a pickle: do that only with runs that you trust.
+    users the run is loaded.
 
     Args:
         runs: run directories; a run's ``baseline`` comes along.
-        output: the page; an old one is replaced once the new one is whole.
+        output: the page.
         users: example users, 50 at most; None: some of the test users, at fixed places of their ranking.
         images: a folder of pictures named by item token, or the column of ``DATASET.item`` that names files.
         k: how many items to recommend, and the first places that gains and losses are counted by.
         data_path: folder that holds ``DATASET/DATASET.inter``, where the data have moved.
         examples: whether to load the runs for example users.
+        overwrite: whether a file that is there may be replaced, once the page is whole.
 
     Returns:
         What is missing, in one line each.
@@ -56,6 +59,7 @@ def write_report(
     paths = [Path(each) for each in ([runs] if isinstance(runs, (str, os.PathLike)) else runs)]
     target = Path(output)
     _check(paths, target, users, k, examples)
+    check_free(target, overwrite=overwrite)
     shown = side_by_side.columns([read_run(path) for path in paths])
     missing = [f"{column.name}: {line}" for column in shown for line in column.run.missing]
     asked = None

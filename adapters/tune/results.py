@@ -20,6 +20,7 @@ import yaml
 
 from recplug.adapters.compare.cells.workers import RUN, STOPPED, ending_gently, reason
 from recplug.adapters.files import replacing
+from recplug.adapters.ownership import read_result
 from recplug.adapters.tune.spec import Asked
 from recplug.adapters.tune.study import Study
 from recplug.adapters.tune.worker import LOGS
@@ -221,15 +222,17 @@ def _test(study: Study, folder: Path, seed: int, command: FinalCommand, lock: in
             raise KeyboardInterrupt
         if result is None:
             raise RecplugError(f"the best trial with seed {seed} failed: {reason(file, code)}; see {file}")
+    if result["test_result"] is None:
+        raise RecplugError("the data have no test part; add --final_seeds 0 to search without a test")
     return {name: float(value) for name, value in result["test_result"].items()}
 
 
 def _finished(folder: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = read_result(folder)
+    except (OSError, ValueError):  # none, or only a part of one
         return None
-    return found if isinstance(found, dict) and found.get("status") == "finished" else None
+    return found if found.get("status") == "finished" else None
 
 
 def _shown(value: Any) -> str:

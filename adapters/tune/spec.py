@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from recplug.adapters.files import replacing
+from recplug.adapters.ownership import claim
 from recplug.adapters.tune.space import OURS, Dimension, space, written
 from recplug.plugins.errors import RecplugError, did_you_mean
 
@@ -149,7 +150,7 @@ def ask(
 
 def remember(output: Path, asked: Asked) -> Asked:
     """Write ``tune.yaml`` and ``settings.yaml``, and give the search a name that only this folder has."""
-    output.mkdir(parents=True, exist_ok=True)
+    claim(output, "search", again=True)
     named = replace(asked, folder=asked.folder or uuid.uuid4().hex)
     about = {
         "model": named.model, "plugins": list(named.plugins), "dataset": named.dataset, "data_path": named.data_path,

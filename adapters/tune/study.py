@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recplug.adapters.ownership import claim
 from recplug.adapters.tune.space import Dimension
 from recplug.adapters.tune.spec import Asked, check_same
 from recplug.plugins.errors import RecplugError
@@ -45,7 +46,7 @@ class Taken:
 @contextmanager
 def alone(output: Path) -> Iterator[None]:
     """Only one process at a time, on all machines that see the folder; it is made where there is none."""
-    output.mkdir(parents=True, exist_ok=True)
+    claim(output, "search", again=True)
     handle = os.open(output / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -80,6 +81,8 @@ class Study:
                     pruner=_pruner(asked),
                     load_if_exists=True,
                 )
+            except RecplugError:
+                raise
             except Exception as error:  # of a data base, or of a file that is none
                 why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
                 raise RecplugError(
@@ -228,9 +231,22 @@ def _storage(where: str, output: Path) -> Any:
 
     if "://" in where:
         return RDBStorage(where)
-    if Path(where).suffix in (".db", ".sqlite", ".sqlite3"):
-        return RDBStorage(f"sqlite:///{Path(where).expanduser().absolute()}")
-    return JournalStorage(JournalFileBackend(str(Path(where).expanduser() if where else output / JOURNAL)))
+    file = Path(where).expanduser() if where else output / JOURNAL
+    by_sqlite = file.suffix in (".db", ".sqlite", ".sqlite3")
+    _check_study(file, b"SQLite format 3\0" if by_sqlite else b'{"op_code"')
+    if by_sqlite:
+        return RDBStorage(f"sqlite:///{file.absolute()}")
+    return JournalStorage(JournalFileBackend(str(file)))
+
+
+def _check_study(file: Path, begins: bytes) -> None:
+    """Refuse to write into a file that is somebody's: Optuna would append to it."""
+    if not file.exists():
+        return
+    with file.open("rb") as stream:
+        found = stream.read(len(begins))
+    if found and found != begins:
+        raise RecplugError(f"{file} holds no study of Optuna's; name another --study")
 
 
 def _sampler(asked: Asked, taken: int) -> Any:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from recplug.adapters.compare.cells.workers import STOPPED, ending_gently, reason
+from recplug.adapters.ownership import read_result
 from recplug.adapters.tune.spec import SETTINGS_FILE, Asked
 from recplug.adapters.tune.study import TRIALS, Study, Taken
 from recplug.adapters.tune.trial import GO, PRUNE
@@ -170,10 +171,9 @@ def _train(study: Study, taken: Taken, trial: Trial, command: Command) -> tuple[
 
 def _result(folder: Path) -> dict[str, Any]:
     try:
-        found = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_result(folder)
+    except (OSError, ValueError):  # none, or only a part of one
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _tidy(study: Study) -> None:

@@ -42,4 +42,5 @@ def recplug_plugin() -> Plugin:
         requirements=requirements,
         build=build,
         identity={"scale": 0.0},
+        mechanisms={"an MLP on the same content": {"scale": 0.0}},
     )

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from recplug.adapters.cli.results.recommend import DataPath, Mode, ModeOption, Run, has_field, in_order
+from recplug.adapters.cli.results.recommend import DataPath, Mode, ModeOption, Overwrite, Run, has_field, in_order
 from recplug.adapters.console import say
 from recplug.adapters.item_files import columns
+from recplug.adapters.ownership import check_free
 
 if TYPE_CHECKING:
     from recplug.adapters.recbole import LoadedRun
@@ -27,6 +28,7 @@ def evaluate(
     k: Annotated[int, typer.Option("--k", help="Of recall and NDCG.")] = 20,
     mode: ModeOption = Mode.fold_in,
     output: Annotated[Path | None, typer.Option("--output", help="A .json file for the numbers.")] = None,
+    overwrite: Overwrite = False,
     data_path: DataPath = None,
 ) -> None:
     """Show a finished run what new users and items have had, and ask for the rest; no gradient step.
@@ -48,6 +50,7 @@ def evaluate(
         if output.suffix != ".json":
             raise RecplugError(f"--output {output} has to be a .json file")
         check_place(output)
+        check_free(output, overwrite=overwrite)
     loaded = load(run, data_path=data_path)
     shown, asked = (_rows(loaded, given, part) for given, part in ((support, "support"), (query, "query")))
     report = evaluate_new(loaded, shown, asked, k=k, mode=mode.value)

@@ -13,6 +13,7 @@ import typer
 
 from recplug.adapters.console import say
 from recplug.adapters.item_files import columns, named, texts
+from recplug.adapters.ownership import check_free
 
 if TYPE_CHECKING:
     from recplug.adapters.recbole import LoadedRun, Recommendations
@@ -22,6 +23,7 @@ Run = Annotated[Path, typer.Argument(help="A run directory.", metavar="RUN")]
 DataPath = Annotated[
     Path | None, typer.Option("--data_path", help="Folder that holds the run's data set, where it has moved.")
 ]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")]
 NewItems = Annotated[
     Path | None,
     typer.Option(
@@ -72,6 +74,10 @@ def recommend(
     features: Features = None,
     mode: ModeOption = Mode.fold_in,
     batch: Annotated[int | None, typer.Option("--batch", help="Users scored at once.")] = None,
+    overwrite: Overwrite = False,
+    csv_safe: Annotated[
+        bool, typer.Option("--csv_safe", help="CSV: a quote mark before texts that a spreadsheet takes for a formula.")
+    ] = False,
     data_path: DataPath = None,
 ) -> None:
     """The best items for users of a finished run, or for people and items that it has not seen.
@@ -83,7 +89,7 @@ def recommend(
     from recplug.plugins.errors import RecplugError
 
     if output is not None:
-        check_output(output)
+        check_free(check_output(output), overwrite=overwrite)
     given = tables(features)
     if given and items is None:
         raise RecplugError("--features holds content of new items; name these with --items")
@@ -113,7 +119,7 @@ def recommend(
     if output is None:
         _show(loaded, found)
         return
-    found.save(output)
+    found.save(output, csv_safe=csv_safe)
     say(f"{found.users:,} users, at most {k:,} items each: {output}")
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from recplug.adapters.cli.results.recommend import Overwrite, listed
 from recplug.adapters.console import say
 
 
@@ -31,6 +32,7 @@ def report(
     data_path: Annotated[
         Path | None, typer.Option("--data_path", help="Folder that holds the runs' data set, where it has moved.")
     ] = None,
+    overwrite: Overwrite = False,
     no_users: Annotated[
         bool, typer.Option("--no_users", help="Load no run: no example users, and no checkpoint is opened.")
     ] = False,
@@ -39,13 +41,13 @@ def report(
 
     recplug report runs/my-run other-run --output report.html
     """
-    from recplug.adapters.cli.results.recommend import listed
     from recplug.adapters.page.frame import size
     from recplug.adapters.report import write_report
 
     chosen = None if users is None else listed(users)
     missing = write_report(
-        runs, output, users=chosen, images=images, k=k, data_path=data_path, examples=not no_users
+        runs, output, users=chosen, images=images, k=k, data_path=data_path, examples=not no_users,
+        overwrite=overwrite,
     )  # fmt: skip
     for line in missing:
         say(f"note: {line}")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recplug.adapters.ownership import check_bytes, read_result
 from recplug.plugins.errors import RecplugError, one_line
 
 CELLS, FAILED, LOGS = "cells", "failed", "logs"
@@ -30,8 +31,13 @@ class Outcome:
 
 def outcome(output: Path, key: str) -> Outcome | None:
     """Of one cell; None where it has not begun, or was cut off: then it is run again."""
-    result = _read(output / CELLS / key / "result.json")
+    try:
+        result = read_result(output / CELLS / key)
+    except (OSError, ValueError):  # none, or only a part of one
+        result = {}
     if result.get("status") == "finished":
+        if result.get("test_result") is None or result.get("best_valid_score") is None:
+            return Outcome(None, "the data have no validation or no test part, by which cells are compared")
         return Outcome(result)
     failure = _read(output / FAILED / f"{key}.json")
     return Outcome(None, str(failure["error"])) if "error" in failure else None
@@ -58,6 +64,7 @@ def ranks(output: Path, key: str) -> tuple[NDArray[Any], NDArray[Any], NDArray[A
     path = output / CELLS / key / "ranks.parquet"
     if not path.is_file():
         return None
+    check_bytes(path.parent, read_result(path.parent), path.name)
     try:
         table = pq.read_table(path, columns=["user", "item", "rank"])
     except pa.ArrowException as error:

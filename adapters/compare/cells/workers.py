@@ -22,6 +22,7 @@ from recplug.adapters.compare.cells.plan import Cell, ready, rows, total
 from recplug.adapters.compare.cells.status import CELLS, FAILED, LOGS, Outcome, outcome
 from recplug.adapters.compare.spec import SETTINGS_FILE, Asked, remember
 from recplug.adapters.files import replacing
+from recplug.adapters.ownership import claim
 from recplug.plugins.errors import RecplugError
 
 log = logging.getLogger("recplug")
@@ -89,7 +90,7 @@ def fill(output: Path, asked: Asked, *, command: Command, jobs: int = 1, retry: 
     Raises:
         RecplugError: where another comparison, or a cell that a killed one left, still works in this folder.
     """
-    output.mkdir(parents=True, exist_ok=True)
+    claim(output, "comparison", again=True)
     with _alone(output) as lock, ending_gently():
         remember(output, asked)  # not before: another comparison may be at work here, and goes by these files
         if retry:

@@ -15,13 +15,11 @@ from __future__ import annotations
 
 import functools
 import importlib
-import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,8 +27,8 @@ import scipy.sparse
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from recplug.adapters.files import replacing
 from recplug.adapters.recbole.compat import missing_values
+from recplug.adapters.recbole.compat.checkpoints import arrays_without_objects, own_checkpoints
 from recplug.adapters.recbole.compat.patching import replaced
 
 # What RecBole's source reads from numpy, beside what every numpy has. Its Config writes the second half itself and
@@ -89,59 +87,6 @@ def dok_update() -> Iterator[None]:
 
 def _needs_dok_update() -> bool:
     return not hasattr(scipy.sparse.dok_matrix, "_update")
-
-
-@contextmanager
-def _trusting(trusted: Callable[[Path], bool]) -> Iterator[None]:
-    """``torch.load`` unpickles a file that ``trusted`` accepts, and keeps torch's default for every other one."""
-    load = torch.load
-
-    @functools.wraps(load)
-    def load_trusted(f: Any, *args: Any, **kwargs: Any) -> Any:
-        undecided = kwargs.get("weights_only") is None
-        if undecided and isinstance(f, (str, os.PathLike)) and trusted(Path(f).resolve()):
-            kwargs["weights_only"] = False
-        return load(f, *args, **kwargs)
-
-    with replaced(torch, load=load_trusted):
-        yield
-
-
-@contextmanager
-def own_checkpoints() -> Iterator[None]:
-    """Unpickle the files that were written by ``torch.save`` inside this block (RecBole#2212, #2215).
-
-    RecBole's trainer reads its own checkpoint, a pickled Config included, without saying ``weights_only=False``. It
-    also writes over the last good one: here a file is written whole, then put in its place.
-    """
-    save, written = torch.save, set[Path]()
-    if getattr(save, "keeps_note", False):  # an outer block does it
-        yield
-        return
-
-    @functools.wraps(save)
-    def save_and_note(obj: Any, f: Any, *args: Any, **kwargs: Any) -> None:
-        if not isinstance(f, (str, os.PathLike)):
-            save(obj, f, *args, **kwargs)
-            return
-        with replacing(f) as partial, partial.open("wb") as file:  # through a file, or a full disk is told as another
-            save(obj, file, *args, **kwargs)
-        written.add(Path(f).resolve())
-
-    save_and_note.keeps_note = True  # type: ignore[attr-defined]
-    with _trusting(written.__contains__), replaced(torch, save=save_and_note):
-        yield
-
-
-@contextmanager
-def trusted_checkpoints(directory: str | os.PathLike[str]) -> Iterator[None]:
-    """Unpickle files inside ``directory`` that the user vouches for: to resume or load an earlier run (RecBole#2212).
-
-    A link inside the directory counts by where it leads. A call that says ``weights_only`` itself is left alone.
-    """
-    root = Path(directory).resolve()
-    with _trusting(lambda file: file.is_relative_to(root)):
-        yield
 
 
 @contextmanager
@@ -247,6 +192,7 @@ REMEDIES = (
     Remedy("numpy aliases", "RecBole reads np.float_ and its like: RecBole#2215", _needs_numpy_aliases, numpy_aliases),
     Remedy("dok_matrix._update", "scipy 1.13 removed it: RecBole#2034, #2090", _needs_dok_update, dok_update),
     Remedy("own checkpoints", "torch.load refuses a pickled Config: RecBole#2212", lambda: True, own_checkpoints),
+    Remedy("arrays", "LDiffRec unpickles emb_path: no thread yet", lambda: True, arrays_without_objects),
     Remedy(
         "gaps",
         "pandas 3 drops RecBole's chained fillna: no thread yet",

@@ -27,6 +27,7 @@ from recplug.plugins.errors import RecplugError, did_you_mean
 _WORDS = {"true": True, "false": False, "none": None, "null": None}
 _FAMILIES = ("general", "context_aware", "sequential", "knowledge_aware", "exlib")
 _NEGATIVES = "train_neg_sample_args"
+LONGEST, MOST = 2**20, 10_000  # characters and values of a configuration file
 
 
 def literal(value: str) -> Any:
@@ -79,8 +80,8 @@ def model_class(name: str) -> type:
     raise RecplugError(f"RecBole lists the model '{name}' but does not contain it; reinstall recbole==1.2.1")
 
 
-class _Yaml(yaml.FullLoader):
-    """YAML as RecBole reads it: 1e-3 is a number."""
+class _Yaml(yaml.SafeLoader):
+    """YAML with RecBole's numbers: 1e-3 is one. No tag makes anything but plain values."""
 
 
 _Yaml.add_implicit_resolver(
@@ -95,7 +96,8 @@ def read_yaml(file: str | os.PathLike[str]) -> dict[str, Any]:
         RecplugError: for a file that cannot be read or is not YAML, with the line.
     """
     try:
-        values = yaml.load(Path(file).read_text(encoding="utf-8"), Loader=_Yaml)
+        text = Path(file).read_text(encoding="utf-8")
+        values = yaml.load(text, Loader=_Yaml) if len(text) <= LONGEST else None
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise RecplugError(f"cannot read the configuration file {file}: {reason}; check --config_files") from error
@@ -104,11 +106,26 @@ def read_yaml(file: str | os.PathLike[str]) -> dict[str, Any]:
         place = f"{file}, line {mark.line + 1}" if mark else str(file)
         problem = getattr(error, "problem", None) or "unreadable"
         raise RecplugError(f"{place}: not valid YAML ({problem}); correct the file") from error
+    except RecursionError:
+        raise RecplugError(f"{file}: its values are nested too deep; correct the file") from None
+    if len(text) > LONGEST or _is_endless(values):
+        raise RecplugError(f"{file} holds more than a configuration's values ({MOST:,}); correct the file")
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise RecplugError(f"{file}, line 1: expected 'key: value' lines, found a {type(values).__name__}")
     return {str(key): value for key, value in values.items()}
+
+
+def _is_endless(value: Any) -> bool:
+    """Whether a value holds more than a configuration can mean: YAML's aliases multiply, and can hold themselves."""
+    waiting, seen = [value], 0
+    while waiting and seen <= MOST:
+        found = waiting.pop()
+        inside = [*found, *found.values()] if isinstance(found, dict) else found if isinstance(found, list) else []
+        waiting += inside
+        seen += 1 + len(inside)
+    return seen > MOST
 
 
 def make_config(
@@ -166,6 +183,8 @@ class _LiteralConfig(Config):
             raise RecplugError("no model is named; give --model, or 'model:' in a configuration file")
         if dataset is None:
             raise RecplugError("no dataset is named; give --dataset, or 'dataset:' in a configuration file")
+        if Path(str(dataset)).name != str(dataset):
+            raise RecplugError(f"dataset {dataset!r} is no name but a path; give its folder with --data_path")
         found = model if isinstance(model, type) else model_class(str(model))
         return found.__name__, found, str(dataset)
 

@@ -33,10 +33,20 @@ LEAST: Mapping[str, float] = {
 }
 # The adapter's own keys that are either on or off.
 SWITCHES: Mapping[str, bool] = dict.fromkeys(
-    ("shuffle_features", "drop_features_together", "trim_padding", "fast_propagation", "mask_history", "resumable"),
+    (
+        "shuffle_features",
+        "drop_features_together",
+        "trim_padding",
+        "fast_propagation",
+        "mask_history",
+        "resumable",
+        "trust_checkpoint",
+    ),
     False,
 )
 BY_MODEL = ("trim_padding", "fast_propagation")  # whose default, None, is decided by model and plugins
+PICKLES = ("dataset_save_path", "dataloaders_save_path", "save_dataset", "save_dataloaders")
+TEACHERS = ("CrossNet", "CIN")  # KD_DAGFM evaluates the name
 _METRICS = {name: kind.__name__ for name, kind in metrics_dict.items()}  # as RecBole looks them up: as they are written
 
 
@@ -50,6 +60,7 @@ def check_values(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     Raises:
         RecplugError: for a value of another type, or one that is too small.
     """
+    _refuse_code(given)
     for key, value in given.items():
         default = {**SWITCHES, **defaults}.get(key)
         if key in BY_MODEL and value is None:
@@ -72,6 +83,18 @@ def check_values(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
         raise RecplugError(
             f"features={_shown(features)} is no mapping from modality to file; write --features.NAME FILE"
         )
+
+
+def _refuse_code(given: Mapping[str, Any]) -> None:
+    """Keys by which RecBole unpickles data, or evaluates a word as an expression."""
+    for key in PICKLES:
+        if given.get(key):
+            raise RecplugError(
+                f"{key}={_shown(given[key])}: RecBole keeps data as pickles, which run what is in them when they are "
+                "read; here data are read from their files, so leave it out"
+            )
+    if "teacher" in given and given["teacher"] not in TEACHERS:
+        raise RecplugError(f"teacher={_shown(given['teacher'])} is none of KD_DAGFM's: {' or '.join(TEACHERS)}")
 
 
 def check_metrics(values: Mapping[str, Any]) -> None:

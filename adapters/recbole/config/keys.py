@@ -20,6 +20,7 @@ KEYS: dict[str, Any] = {
     "resumable": True,  # write the state after every epoch, for --resume
     "adapter": None,  # an adapter.safetensors, or a run that has one, to begin from
     "warm_start": None,  # a RecBole checkpoint, or a run that has one: the backbone's parameters to begin from
+    "trust_checkpoint": False,  # read files to begin from that hold more than numbers; they can run code
     "cold_below": None,  # report the test apart for items with fewer training interactions than this
     "amp_dtype": None,  # what enable_amp computes in: "bf16" or "fp16"; default: torch's choice for the device
     "score_block": None,  # users that a plugin's own scores are made for at once; default: a whole evaluation batch

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from recbole.data import create_dataset, data_preparation
@@ -21,7 +24,8 @@ def read_dataset(config: Any, family: Family) -> Any:
     """
     name = config["dataset"]
     try:
-        return create_dataset(config)
+        with _without_pickles(config):
+            return create_dataset(config)
     except AttributeError as error:
         if family != "sequential" or not config["benchmark_filename"]:
             raise
@@ -34,6 +38,27 @@ def read_dataset(config: Any, family: Family) -> Any:
         raise RecplugError(
             f"{name} cannot be read ({reason}); see what is wrong with: recplug data check {config['data_path']}"
         ) from error
+
+
+def split_dataset(config: Any, dataset: Any) -> tuple[Any, Any, Any]:
+    """Loaders of the training, validation and test parts."""
+    with _without_pickles(config):
+        train, valid, test = data_preparation(config, dataset)
+    return train, valid, test
+
+
+@contextmanager
+def _without_pickles(config: Any) -> Iterator[None]:
+    """RecBole looks for pickled data in its checkpoint folder, and unpickles it unasked: here it finds none.
+
+    A file may lie there that somebody has passed on. Keys that name others are refused (``config/host_values.py``).
+    """
+    before = config["checkpoint_dir"]
+    config["checkpoint_dir"] = os.devnull  # no folder, so nothing is in it
+    try:
+        yield
+    finally:
+        config["checkpoint_dir"] = before
 
 
 def make_loaders(config: Any, host: type, family: Family, *, keep_batch: bool) -> tuple[Any, Any, Any]:
@@ -63,7 +88,7 @@ def make_loaders(config: Any, host: type, family: Family, *, keep_batch: bool) -
         given, mode = config["eval_batch_size"], config["eval_args"]["mode"]
         config["eval_batch_size"] = eval_batch_size(dataset.item_num, given, host, mode)
     try:
-        train, valid, test = data_preparation(config, dataset)
+        train, valid, test = split_dataset(config, dataset)
     except ValueError as error:  # nothing is left to train on, or a user has every item
         raise RecplugError(f"{name} cannot be split and sampled: {' '.join(str(error).split())}") from error
     share_data(config["seed"], train, valid, test)

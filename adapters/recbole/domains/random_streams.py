@@ -13,7 +13,7 @@ import torch
 from numpy.random import mtrand
 from torch import Tensor
 
-from recplug.adapters.recbole.graft.plain_state import packed, unpacked
+from recplug.adapters.recbole.compat.plain_values import packed, unpacked
 
 
 class RandomState:

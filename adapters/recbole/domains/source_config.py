@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from recplug.adapters.recbole.config.dataset_file import dataset_files
 from recplug.adapters.recbole.config.host_config import make_config, read_yaml
 from recplug.plugins.registry import available
 
 # What a configuration says of one data set alone, or of this run's outputs.
-NOT_SHARED = ("dataset", "given", "data_path", "features", "factors", "adapter", "warm_start", "dataset_save_path",
-              "dataloaders_save_path", "log_wandb", "save_dataset", "save_dataloaders")  # fmt: skip
+NOT_SHARED = ("dataset", "given", "data_path", "features", "factors", "adapter", "warm_start", "trust_checkpoint",
+              "log_wandb")  # fmt: skip
 # What the adapter, or the caller, may have set in the target's configuration itself.
 ALIKE = ("shuffle_features", "drop_features", "drop_features_together", "drop_seed", "factor_min_group",
          "factor_control", "trim_padding", "fast_propagation", "mask_history", "score_block", "device", "seed",
@@ -45,9 +46,8 @@ def configure(
     settings: Mapping[str, Mapping[str, Any]],
 ) -> Any:
     """The source's configuration: its own file, and over it what the target shares."""
-    file = folder and folder / f"{name}.yaml"
     within = {} if folder is None else {"data_path": str(folder.parent)}
-    found = make_config(host, name, [file] if file and file.is_file() else [], {**shared, **within})
+    found = make_config(host, name, dataset_files(folder, name), {**shared, **within})
     if folder is not None:
         found["data_path"] = str(folder)  # the folder need not be called like the data set
     for key in ALIKE:

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from recbole.data import data_preparation
 from recbole.utils import init_seed
 
 from recplug.adapters.data import locate
 from recplug.adapters.factors import FactorTable, find_factors
 from recplug.adapters.features import FeatureTable, find_tables
+from recplug.adapters.ownership import check_bytes, read_result
 from recplug.adapters.recbole.augment import augment
+from recplug.adapters.recbole.compat.checkpoints import read_checkpoint
 from recplug.adapters.recbole.compat.patching import replaced, states_kept
-from recplug.adapters.recbole.compat.remedies import recbole_compat, trusted_checkpoints
+from recplug.adapters.recbole.compat.remedies import recbole_compat
 from recplug.adapters.recbole.config.host_config import make_config, model_class, model_names, read_yaml
 from recplug.adapters.recbole.config.keys import KEYS
 from recplug.adapters.recbole.data.fingerprint import fingerprint
-from recplug.adapters.recbole.data.loaders import read_dataset
+from recplug.adapters.recbole.data.loaders import read_dataset, split_dataset
 from recplug.adapters.recbole.finished.loaded_run import LoadedRun
 from recplug.adapters.recbole.infer.histories import Past
 from recplug.adapters.recbole.state.spec import chosen, content_of
@@ -39,7 +38,6 @@ UNREADABLE = (
     ImportError,
     KeyError,
     TypeError,
-    pickle.UnpicklingError,
 )
 
 
@@ -52,11 +50,12 @@ def load(
     features: Mapping[str, str | Path] | None = None,
     table: str | None = None,
     users: str | None = None,
+    trust_checkpoint: bool = False,
 ) -> LoadedRun:
     """The data and the model of a finished run, from its directory: same ids, best parameters, evaluation mode.
 
-    The checkpoint is RecBole's, a pickle: load only runs that you trust. Nothing is written, and random states are as
-    they were before.
+    Nothing in the directory is run: its checkpoint is read as weights only. Nothing is written, and random states are
+    as they were before.
 
     Args:
         run_dir: what ``run_recbole`` or ``run()`` left.
@@ -65,6 +64,8 @@ def load(
         use_gpu: whether to use one; None: as the run did, where there is one.
         features: feature tables that are not at the run's place any more, by modality.
         table, users: as they were given to ``run()``, for a model of your own.
+        trust_checkpoint: unpickle the checkpoint, which can run code: for a plugin or a model of somebody else's that
+            saves more than numbers.
 
     Raises:
         RecplugError: if this is no run, it has no checkpoint, a plugin is not installed, or the data have changed.
@@ -72,7 +73,7 @@ def load(
     directory = Path(run_dir)
     values, result = _read(directory)
     host = _host(result, model)
-    overrides = {"checkpoint_dir": str(directory), "save_dataset": False, "save_dataloaders": False}
+    overrides: dict[str, Any] = {"checkpoint_dir": str(directory)}
     overrides |= {} if use_gpu is None else {"use_gpu": use_gpu}
     folder = _folder(values, data_path)
     names = list(result["plugins"])
@@ -93,7 +94,7 @@ def load(
         init_seed(config["seed"], config["reproducibility"])
         dataset = read_dataset(config, augmented.recplug_host.family)
         frame = dataset.inter_feat  # a data frame still; what follows replaces it
-        loaders = data_preparation(config, dataset)
+        loaders = split_dataset(config, dataset)
         if fingerprint(*loaders) != result["data_fingerprint"]:
             raise RecplugError(
                 f"the data in {config['data_path']} are not those that {directory} was trained on; put the old files "
@@ -108,7 +109,7 @@ def load(
             raise RecplugError(f"the data of the second domain, {source.name}, are not those of the run; put them back")
         if source is not None and before and before.get("features", {}) != content_of(source)["features"]:
             changed.append(f"a feature table of {source.name}")
-        _restore(built, directory)
+        _restore(built, directory, trust=trust_checkpoint)
     for name in changed:
         log.warning("%s has changed since the run: if it says other things of the run's items, scores differ", name)
     sequential = built.recplug_host.family == "sequential"
@@ -121,16 +122,17 @@ def _read(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if not directory.is_dir():
         raise RecplugError(f"no run at {directory}; name a directory that run_recbole has left")
     try:
-        result = json.loads((directory / "result.json").read_text(encoding="utf-8"))
+        result = read_result(directory)
         values = read_yaml(directory / "config.yaml") if (directory / "config.yaml").is_file() else {}
-    except (OSError, ValueError):
-        result, values = None, {}
+    except (OSError, ValueError) as error:
+        raise RecplugError(f"{directory} is no run: its result.json cannot be read ({error}); name another") from error
     wanted = {"model", "dataset", "plugins"}
-    if not isinstance(result, dict) or not wanted <= result.keys() or not values:
+    if not wanted <= result.keys() or not values:
         raise RecplugError(f"{directory} is no run: config.yaml and result.json do not belong to one; name another")
     if "data_fingerprint" not in result or not (directory / "checkpoint.pth").is_file():
         why = f" (it ended with: {result['error']})" if result.get("error") else ""
         raise RecplugError(f"{directory} has no checkpoint{why}; name a run that was validated at least once")
+    check_bytes(directory, result, "config.yaml", "checkpoint.pth")
     return values, result
 
 
@@ -185,12 +187,16 @@ def _changed_content(config: Any, result: Mapping[str, Any]) -> list[str]:
     return changed
 
 
-def _restore(model: Any, directory: Path) -> None:
+def _restore(model: Any, directory: Path, *, trust: bool) -> None:
     """The best epoch's parameters, and what the host saves beside them."""
     try:
-        with trusted_checkpoints(directory):
-            stored = torch.load(directory / "checkpoint.pth", map_location=model.device)
+        stored = read_checkpoint(directory / "checkpoint.pth", model.device, trust=trust)
         parameters, beside = stored["state_dict"], stored.get("other_parameter")
+    except pickle.UnpicklingError as error:
+        raise RecplugError(
+            f"the checkpoint in {directory} holds more than numbers, and reading that runs what is in it; where you "
+            "trust whoever made it: load(run_dir, trust_checkpoint=True)"
+        ) from error
     except UNREADABLE as error:
         reason = " ".join(str(error).split())
         raise RecplugError(f"cannot read the checkpoint in {directory} ({reason}); copy the run again") from error

@@ -16,62 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from recplug.adapters.recbole.compat.plain_values import KIND, SIMPLE, NotPlain, packed, unpacked
 from recplug.adapters.recbole.graft.general import CACHES
 
-KIND = "recplug.kind"  # the key of a mapping that stands for something that torch.load(weights_only=True) cannot make
 # Torch's own attributes, but for the mode; parameters and buffers are in the state_dict.
 OF_MODULES = frozenset(vars(nn.Module())) - {"training"}
 # An evaluation's own: what a host keeps between two batches, and for which parameters; it is dropped when it trains.
 PASSING = (CACHES, "_recplug_seen")
-_SIMPLE = frozenset({bool, int, float, str, type(None)})
-
-
-class NotPlain(Exception):
-    """A value of another kind."""
-
-
-def packed(value: Any) -> Any:
-    """A plain value as tensors and Python's own types alone.
-
-    Raises:
-        NotPlain: for anything else.
-    """
-    if type(value) in _SIMPLE:
-        return value
-    if isinstance(value, np.generic) and not value.dtype.hasobject:
-        return value.item()
-    if isinstance(value, Tensor) and value.layout == torch.strided:
-        return value.detach()
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
-        return {KIND: "array", "values": torch.from_numpy(np.ascontiguousarray(value).copy())}
-    if isinstance(value, torch.Generator):
-        return {KIND: "generator", "device": str(value.device), "state": value.get_state()}
-    if type(value) is list:
-        return [packed(each) for each in value]
-    if type(value) is tuple:
-        return tuple(packed(each) for each in value)
-    if isinstance(value, Mapping) and all(isinstance(key, (str, int)) for key in value) and KIND not in value:
-        return {key: packed(each) for key, each in value.items()}
-    raise NotPlain
-
-
-def unpacked(value: Any) -> Any:
-    """A copy of what :func:`packed` was given; a mapping of another type comes back as a ``dict``."""
-    if isinstance(value, Tensor):
-        return value.clone()
-    if isinstance(value, list):
-        return [unpacked(each) for each in value]
-    if isinstance(value, tuple):
-        return tuple(unpacked(each) for each in value)
-    if not isinstance(value, dict):
-        return value
-    if value.get(KIND) == "array":
-        return value["values"].numpy().copy()
-    if value.get(KIND) == "generator":
-        generator = torch.Generator(value["device"])
-        generator.set_state(value["state"])
-        return generator
-    return {key: unpacked(each) for key, each in value.items()}
 
 
 class Carried:
@@ -148,7 +99,7 @@ def _mark(value: Any) -> Any:
 
 
 def _plain_mark(value: Any) -> tuple[Any, ...]:
-    if type(value) in _SIMPLE or isinstance(value, np.generic):
+    if type(value) in SIMPLE or isinstance(value, np.generic):
         return "value", type(value), repr(value)  # NaN is itself
     if isinstance(value, Tensor) and value.layout == torch.strided:
         return "tensor", _Same(value)

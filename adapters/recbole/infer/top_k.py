@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.csv
 import pyarrow.parquet
 
@@ -103,11 +105,16 @@ class Recommendations:
             for batch in self.batches():
                 writer.write_batch(batch)
 
-    def to_csv(self, path: str | os.PathLike[str]) -> None:
-        """Write comma-separated UTF-8 with a header."""
+    def to_csv(self, path: str | os.PathLike[str], *, safe: bool = False) -> None:
+        """Write comma-separated UTF-8 with a header.
+
+        Args:
+            path: the file.
+            safe: put a quote mark before tokens that a spreadsheet would take for a formula, such as ``=cmd|...``.
+        """
         with replacing(path) as partial, pyarrow.csv.CSVWriter(partial, SCHEMA) as writer:
             for batch in self.batches():
-                writer.write_batch(batch)
+                writer.write_batch(_as_text(batch) if safe else batch)
 
     def to_jsonl(self, path: str | os.PathLike[str]) -> None:
         """Write one JSON object a row, as UTF-8."""
@@ -115,14 +122,19 @@ class Recommendations:
             for batch in self.batches():
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in batch.to_pylist())
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], *, csv_safe: bool = False) -> None:
         """Write in the format that the path's ending names; a reader never sees half a file.
+
+        Args:
+            path: the file.
+            csv_safe: see :meth:`to_csv`.
 
         Raises:
             RecplugError: see :func:`check_output`; where the file cannot be written.
         """
         target = check_output(path)
-        write = {".parquet": self.to_parquet, ".csv": self.to_csv, ".jsonl": self.to_jsonl}[target.suffix]
+        as_csv = functools.partial(self.to_csv, safe=csv_safe)
+        write = {".parquet": self.to_parquet, ".csv": as_csv, ".jsonl": self.to_jsonl}[target.suffix]
         try:
             write(target)
         except OSError as error:
@@ -130,3 +142,10 @@ class Recommendations:
 
     def __repr__(self) -> str:
         return f"Recommendations(users={self.users}, columns={SCHEMA.names})"
+
+
+def _as_text(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Users and items with a quote mark before what a spreadsheet would compute."""
+    quoted = functools.partial(pyarrow.compute.replace_substring_regex, pattern=r"^([=+\-@\t\r])", replacement=r"'\1")
+    columns = [quoted(column) if column.type == pa.string() else column for column in batch.columns]
+    return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import pickle
@@ -16,7 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from recplug.adapters.recbole.compat.remedies import trusted_checkpoints
+from recplug.adapters.ownership import check_bytes, read_result, sha256
+from recplug.adapters.recbole.compat.checkpoints import NOT_NUMBERS, read_checkpoint
 from recplug.adapters.recbole.state.run_directory import adapter_tensors, plain
 from recplug.adapters.recbole.state.spec import plugin_versions
 from recplug.plugins.errors import RecplugError, one_line
@@ -66,34 +66,42 @@ def load_adapter(model: Any, path: str | Path) -> dict[str, str]:
     _check_tensors(file, stored, adapter_tensors(model.recplug), "the adapter of this model")
     model.recplug.plugins.load_state_dict(stored, strict=False)
     log.info("adapter: %d tensors of %s from %s", len(stored), " + ".join(names), file)
-    return {"file": str(file), "sha256": _sha256(file)}
+    return {"file": str(file), "sha256": sha256(file)}
 
 
-def warm_start(model: Any, path: str | Path, *, config: Any = None) -> dict[str, str]:
+def warm_start(model: Any, path: str | Path, *, config: Any = None, trust: bool = False) -> dict[str, str]:
     """Put the backbone of a RecBole checkpoint into an augmented model of the same class and data.
 
-    A checkpoint is a pickle: take only one that you trust. It may be plain RecBole's, or that of a run with plugins,
-    whose own tensors are left out. The optimiser begins anew.
+    It may be that of a run, with or without plugins, whose own tensors are left out: nothing is unpickled. Plain
+    RecBole's is a pickle, which can run code, and is read only where the caller trusts it. The optimiser begins anew.
 
     Args:
         model: an augmented model; one without plugins too.
         path: the file, or a run directory with ``checkpoint.pth``.
         config: this training's RecBole configuration; where it splits the data otherwise, that is said.
+        trust: unpickle the file.
 
     Returns:
         The file and its SHA-256.
 
     Raises:
-        RecplugError: for a file that cannot be read, and a checkpoint of another model or of other data.
+        RecplugError: for a file that cannot be read, or holds more than numbers and is not trusted; and a checkpoint
+            of another model or of other data.
     """
     file = Path(path) / "checkpoint.pth" if Path(path).is_dir() else Path(path)
     try:
-        with trusted_checkpoints(file.parent):
-            found = torch.load(file, map_location="cpu")
-    except (OSError, EOFError, RuntimeError, AttributeError, ImportError, pickle.UnpicklingError) as error:
+        _check_run(file)
+        found = read_checkpoint(file, trust=trust)
+    except pickle.UnpicklingError as error:
+        if trust:
+            raise RecplugError(f"cannot read the checkpoint {file} ({one_line(error)[:120]}); name another") from error
+        raise RecplugError(f"cannot read the checkpoint {file}: {NOT_NUMBERS}") from error
+    except (OSError, ValueError, EOFError, RuntimeError, AttributeError, ImportError) as error:
         raise RecplugError(f"cannot read the checkpoint {file} ({one_line(error)[:120]}); name another") from error
     stored, theirs = (found.get(key) if isinstance(found, dict) else None for key in ("state_dict", "config"))
-    if not (isinstance(theirs, Config) and isinstance(stored, Mapping) and all(isinstance(key, str) for key in stored)):
+    theirs = theirs.final_config_dict if isinstance(theirs, Config) else theirs
+    known = isinstance(theirs, Mapping) and "model" in theirs and isinstance(stored, Mapping)
+    if not (known and all(isinstance(key, str) for key in stored)):
         raise RecplugError(f"{file} is no checkpoint of RecBole's trainer; name one that it has saved")
     if str(theirs["model"]) != model.recplug_host.name:
         raise RecplugError(f"{file} is a checkpoint of {theirs['model']}, not of {model.recplug_host.name}")
@@ -101,22 +109,24 @@ def warm_start(model: Any, path: str | Path, *, config: Any = None) -> dict[str,
     wanted = {key: value for key, value in model.state_dict().items() if not key.startswith(OURS)}
     _check_tensors(file, ours, wanted, f"{model.recplug_host.name} here")
     model.load_state_dict(ours, strict=False)
-    if config is not None and _split(theirs) != _split(config):
+    if config is not None and _split(theirs) != _split(config.final_config_dict):
         log.warning("%s was trained on another split of the data: it may know what is tested here", file)
     log.info("warm start: %d tensors of %s from %s", len(ours), model.recplug_host.name, file)
-    return {"file": str(file), "sha256": _sha256(file)}
+    return {"file": str(file), "sha256": sha256(file)}
 
 
-def _split(config: Any) -> tuple[Any, ...]:
+def _split(config: Mapping[str, Any]) -> tuple[Any, ...]:
     """What decides who is trained on and who is tested; the seed does where the order is at random."""
-    arguments = config["eval_args"] or {}
-    by_chance = config["seed"] if arguments.get("order") == "RO" else None
+    arguments = config.get("eval_args") or {}
+    by_chance = config.get("seed") if arguments.get("order") == "RO" else None
     names = ("split", "order", "group_by")
-    return (config["dataset"], config["benchmark_filename"], by_chance, *(arguments.get(name) for name in names))
+    whole = (config.get("dataset"), config.get("benchmark_filename"), by_chance)
+    return (*whole, *(arguments.get(name) for name in names))
 
 
 def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
+        _check_run(file)
         about = json.loads(file.with_name("adapter.json").read_text(encoding="utf-8"))
         stored = load_file(file, device="cpu")
     except (OSError, ValueError, SafetensorError) as error:
@@ -126,7 +136,20 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from error
     if not isinstance(about, dict):
         raise RecplugError(f"{file.with_name('adapter.json')} describes no adapter; copy the run again")
+    if about.get("sha256", found := sha256(file)) != found:
+        raise RecplugError(f"{file} is not what adapter.json beside it describes; copy the run again")
     return stored, about
+
+
+def _check_run(file: Path) -> None:
+    """Where a file lies in a run's directory, it is what the run has written.
+
+    Raises:
+        RecplugError: for another one.
+        OSError, ValueError: where the run's result cannot be read.
+    """
+    if (file.parent / "result.json").is_file():
+        check_bytes(file.parent, read_result(file.parent), file.name, "adapter.json")
 
 
 def _check_tensors(file: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any], whose: str) -> None:
@@ -150,7 +173,3 @@ def _is_sound(stored: Any, wanted: Tensor) -> bool:
         return False
     # A model may hold what is not finite itself, such as a mask of -inf.
     return bool(torch.isfinite(stored).all()) or not bool(torch.isfinite(wanted).all())
-
-
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()

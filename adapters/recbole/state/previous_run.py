@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from recplug.adapters.ownership import check_owned, read_result
 from recplug.adapters.recbole.config.host_config import read_yaml
 from recplug.adapters.recbole.state.run_directory import RunDirectory, write
 from recplug.adapters.recbole.state.run_state import read_state, settle_checkpoint
@@ -52,6 +52,7 @@ class Before:
         if not file.is_file():
             what = "stopped before it had read its data" if (path / "run.log").is_file() else "is no run"
             raise RecplugError(f"{path} {what}; start it anew, and name a directory that run_recbole has left")
+        check_owned(path, "run")
         directory, values = RunDirectory(path), read_yaml(file)
         if lacking := [key for key in NEEDED if values.get(key) is None]:
             raise RecplugError(f"{file} lacks {lacking[0]}, as one that was not copied whole; copy the run again")
@@ -81,7 +82,8 @@ class Before:
 
     def begin(self, epochs: int) -> None:
         """Note in the directory that it is being taken up, and how many epochs it has now."""
-        self.directory.write_result({**self.result, "status": "interrupted", "resumed": self.resumed})
+        told = {**self.result, "status": "interrupted", "resumed": self.resumed}
+        self.directory.write_result(told, going_on=True)
         file = self.directory.path / "config.yaml"
         text = file.read_text(encoding="utf-8")
         if epochs != self.values["epochs"]:
@@ -143,9 +145,8 @@ def _same_content(path: Path, whose: str, before: Mapping[str, Any], now: Mappin
 
 def _result(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads((path / "result.json").read_text(encoding="utf-8"))
+        return read_result(path)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise RecplugError(f"cannot read {path / 'result.json'}; copy the run again") from error
-    return found if isinstance(found, dict) else {}
+        raise RecplugError(f"cannot read {path / 'result.json'} ({error}); copy the run again") from error

@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import errno
 import fcntl
+import hashlib
 import io
 import json
 import logging
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,11 +23,12 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from recplug.adapters.files import replacing
+from recplug.adapters.ownership import FILES, claim, marker, sealed
 from recplug.adapters.panels import draw
 from recplug.adapters.recbole.domains.source_domain import is_host_row, source_hosts
 from recplug.plugins.chain import Chain
 from recplug.plugins.contract import Panel
-from recplug.plugins.errors import RecplugError
+from recplug.plugins.errors import RecplugError, one_line
 
 log = logging.getLogger("recplug")
 
@@ -89,6 +92,7 @@ class RunDirectory:
 
     path: Path
     rows: list[dict[str, Any]] = field(default_factory=list)
+    made: bool = False  # whether this process made the folder
 
     @classmethod
     def create(cls, path: Path, *, beside: bool = False) -> RunDirectory:
@@ -103,15 +107,20 @@ class RunDirectory:
         """
         try:
             path = _untaken(path) if beside else path
-            path.mkdir(parents=True, exist_ok=True)
-            if any(path.iterdir()):
-                raise RecplugError(f"the output directory {path} is not empty; choose a new one with --output_dir")
-            probe = path / ".probe"
-            probe.touch()
-            probe.unlink()
+            return cls(path, made=claim(path, "run") or beside)
         except OSError as error:
             raise RecplugError(f"cannot write to {path}: {error.strerror}; choose another --output_dir") from error
-        return cls(path)
+
+    def discard(self) -> None:
+        """Take back what a refused run has left, and nothing else: the folder too, if this process made it."""
+        for name in (*FILES, "run.log", "resume.pth", "resume.sha256", "result.json"):
+            (self.path / name).unlink(missing_ok=True)
+        for name in ("tensorboard", "diagnostics", "baseline"):
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        self.sweep()
+        marker(self.path, "run").unlink(missing_ok=True)
+        if self.made and self.path.is_dir() and not any(self.path.iterdir()):
+            self.path.rmdir()
 
     @property
     def checkpoint(self) -> Path:
@@ -122,6 +131,11 @@ class RunDirectory:
     def state(self) -> Path:
         """Everything that the next epoch depends on."""
         return self.path / "resume.pth"
+
+    @property
+    def digests(self) -> Path:
+        """SHA-256 of the state, and of the one before it."""
+        return self.path / "resume.sha256"
 
     def waiting(self, epoch: int) -> Path:
         """The checkpoint of an epoch whose state is not written yet."""
@@ -205,34 +219,62 @@ class RunDirectory:
         table.writerows(self.rows)
         write(self.path / "metrics.csv", out.getvalue())
 
-    def write_result(self, result: Mapping[str, Any]) -> None:
-        """``result.json``."""
-        write(self.path / "result.json", json.dumps(plain(result), indent=2) + "\n")
+    def write_result(self, result: Mapping[str, Any], *, going_on: bool = False) -> None:
+        """``result.json``, with the SHA-256 of everything else that the run has left.
+
+        Args:
+            result: what it is to say.
+            going_on: whether the files are about to change; then their digests are left out.
+        """
+        pictures = (f"diagnostics/{file.name}" for file in self.path.glob("diagnostics/[!.]*"))
+        content = sealed(plain(result), self.path, () if going_on else (*FILES, "resume.pth", *pictures))
+        write(self.path / "result.json", json.dumps(content, indent=2) + "\n")
 
     def write_adapter(self, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
         """``adapter.safetensors`` and ``adapter.json``."""
         stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-        write(self.path / "adapter.safetensors", to_safetensors(stored))
-        write(self.path / "adapter.json", json.dumps(plain(about), indent=2) + "\n")
+        content = to_safetensors(stored)
+        write(self.path / "adapter.safetensors", content)
+        described = {**plain(about), "sha256": hashlib.sha256(content).hexdigest()}
+        write(self.path / "adapter.json", json.dumps(described, indent=2) + "\n")
 
-    def write_diagnostics(self, chain: Chain) -> list[str]:
-        """Arrays (``PLUGIN.npz``) and pictures (``PLUGIN.NAME.png``) of every plugin; the pictures' names."""
-        pictures = []
+    def write_diagnostics(self, chain: Chain) -> tuple[list[str], list[str]]:
+        """Arrays (``PLUGIN.npz``) and pictures (``PLUGIN.NAME.png``) of every plugin.
+
+        Returns:
+            The pictures' names; and a line for each that could not be made, as of one vector that has no range.
+        """
+        pictures, notes = [], []
         with torch.no_grad(), chain.serving():
             for plugin, augmentation in chain.augmentations().items():
-                found = augmentation.diagnostics()
-                if not found:
-                    continue
-                folder = self.path / "diagnostics"
-                folder.mkdir(exist_ok=True)
-                arrays = {k: (v.values if isinstance(v, Panel) else v).cpu().numpy() for k, v in found.items()}
-                np.savez(folder / f"{plugin}.npz", allow_pickle=False, **arrays)
-                for name, panel in found.items():
-                    if isinstance(panel, Panel):
-                        picture = f"{plugin}.{name}.png"
-                        draw(panel, folder / picture)
-                        pictures.append(picture)
-        return pictures
+                with _noted(f"no diagnostics of {plugin}", notes):
+                    found = augmentation.diagnostics()
+                    if not found:
+                        continue
+                    folder = self.path / "diagnostics"
+                    folder.mkdir(exist_ok=True)
+                    arrays = {k: (v.values if isinstance(v, Panel) else v).cpu().numpy() for k, v in found.items()}
+                    np.savez(folder / f"{plugin}.npz", allow_pickle=False, **arrays)
+                    for name, panel in found.items():
+                        if isinstance(panel, Panel):
+                            picture = f"{plugin}.{name}.png"
+                            with _noted(f"no picture {picture}", notes):
+                                draw(panel, folder / picture)
+                                pictures.append(picture)
+        return pictures, notes
+
+
+@contextmanager
+def _noted(what: str, notes: list[str]) -> Iterator[None]:
+    """A training that went well does not fail by what is made of it afterwards; but for a full disk, which is told."""
+    try:
+        yield
+    except Exception as error:
+        if no_room(error) is not None:
+            raise
+        notes.append(f"{what}: {one_line(error)}")
+        log.warning("%s", notes[-1])
+        log.debug("where it went wrong", exc_info=True)
 
 
 def adapter_tensors(chain: Chain) -> dict[str, Tensor]:

@@ -7,7 +7,6 @@ another name until the state that names it is written: stopped at any moment, th
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import pickle
@@ -23,8 +22,10 @@ from recbole.trainer.trainer import NCLTrainer
 from torch import nn
 
 from recplug.adapters.files import replacing
-from recplug.adapters.recbole.graft.plain_state import Carried, packed, unpacked
-from recplug.adapters.recbole.state.run_directory import RunDirectory
+from recplug.adapters.ownership import sha256
+from recplug.adapters.recbole.compat.plain_values import packed, unpacked
+from recplug.adapters.recbole.graft.plain_state import Carried
+from recplug.adapters.recbole.state.run_directory import RunDirectory, write
 from recplug.plugins.errors import RecplugError, one_line
 
 log = logging.getLogger("recplug")
@@ -98,15 +99,22 @@ class Progress:
         if epoch <= self.settled:
             return
         if self._waiting is not None:
-            self._checkpoint = {"name": self._waiting.name, "sha256": _sha256(self._waiting)}
+            self._checkpoint = {"name": self._waiting.name, "sha256": sha256(self._waiting)}
         if self._keep:
-            with replacing(self._directory.state) as partial, partial.open("wb") as file:
-                torch.save(self._state(epoch), file)
+            self._write(self._state(epoch))
             self._try()
         if self._waiting is not None:
             os.replace(self._waiting, self._directory.checkpoint)
             self._waiting = None
         self.settled = epoch
+
+    def _write(self, state: Mapping[str, Any]) -> None:
+        with replacing(self._directory.state) as partial:
+            with partial.open("wb") as file:
+                torch.save(state, file)
+            # Both the old state and the new one are whole: a kill may leave either.
+            digests = [sha256(partial), *_digests(self._directory)[:1]]
+            write(self._directory.digests, "".join(f"{digest}\n" for digest in digests))
 
     def replace_checkpoint(self, content: Mapping[str, Any]) -> None:
         """Write the best epoch's checkpoint anew, after training, and let the state name it."""
@@ -114,9 +122,8 @@ class Progress:
         torch.save(dict(content), self._waiting)
         if self._keep:
             state = read_state(self._directory)
-            state["checkpoint"] = {"name": self._waiting.name, "sha256": _sha256(self._waiting)}
-            with replacing(self._directory.state) as partial, partial.open("wb") as file:
-                torch.save(state, file)
+            state["checkpoint"] = {"name": self._waiting.name, "sha256": sha256(self._waiting)}
+            self._write(state)
         os.replace(self._waiting, self._directory.checkpoint)
         self._waiting = None
 
@@ -189,6 +196,7 @@ class Progress:
         except pickle.UnpicklingError as error:
             self._keep = False
             self._directory.state.unlink()
+            self._directory.digests.unlink()
             log.warning("this run cannot be resumed: something in it keeps more than numbers (%s)", _reason(error))
 
 
@@ -204,12 +212,19 @@ def read_state(directory: RunDirectory, *, whole: bool = True) -> dict[str, Any]
     """
     where = "cpu" if not (whole and torch.cuda.is_available()) else None
     try:
+        if (known := _digests(directory)) and sha256(directory.state) not in known:
+            raise ValueError("it is not what the run has written")
         found = torch.load(directory.state, map_location=where, weights_only=True, mmap=not whole)
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, KeyError, ValueError) as error:
         raise RecplugError(f"cannot read {directory.state} ({_reason(error)}); {ADVICE}") from error
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise RecplugError(f"{directory.state} is no state of a run that this version can read; {ADVICE}")
     return found
+
+
+def _digests(directory: RunDirectory) -> list[str]:
+    """Of the latest state, and of the one before it."""
+    return directory.digests.read_text(encoding="ascii").split() if directory.digests.is_file() else []
 
 
 def settle_checkpoint(directory: RunDirectory, wanted: Mapping[str, str] | None) -> None:
@@ -221,9 +236,9 @@ def settle_checkpoint(directory: RunDirectory, wanted: Mapping[str, str] | None)
     if wanted is None:
         return
     waiting = directory.path / Path(wanted["name"]).name
-    if waiting.is_file() and _sha256(waiting) == wanted["sha256"]:
+    if waiting.is_file() and sha256(waiting) == wanted["sha256"]:
         os.replace(waiting, directory.checkpoint)
-    if not directory.checkpoint.is_file() or _sha256(directory.checkpoint) != wanted["sha256"]:
+    if not directory.checkpoint.is_file() or sha256(directory.checkpoint) != wanted["sha256"]:
         raise RecplugError(f"{directory.checkpoint} is not the checkpoint that the run's state names; {ADVICE}")
 
 
@@ -231,14 +246,6 @@ def _reason(error: Exception) -> str:
     """What torch says, without its advice to trust the file."""
     text = one_line(error)
     return (text.partition("WeightsUnpickler error: ")[2] or text)[:120]
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _random_states(device: torch.device) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from recplug.plugins.registry import GROUP, get
 
 # What RecBole works out for itself, and does not take as a value.
 DERIVED = ("MODEL_TYPE", "MODEL_INPUT_TYPE", "eval_type", "valid_neg_sample_args", "test_neg_sample_args",
-           "device", "single_spec", "checkpoint_dir", *processes.KEYS)  # fmt: skip
+           "device", "single_spec", "checkpoint_dir", "trust_checkpoint", *processes.KEYS)  # fmt: skip
 PACKAGES = ("recplug", "torch", "recbole", "numpy", "pandas", "scipy")
 
 
@@ -62,6 +62,9 @@ class Asked:
         self.values, self.folder, self.files, self.directory = values, folder, files, directory
 
     def _configure(self) -> Any:
+        for file, settings in self.files.items():
+            if settings.get("trust_checkpoint"):
+                raise RecplugError(f"{file}: trust_checkpoint is no word of a file's; say it on the command line")
         overrides = {**self.preset_values(), **self.values, "checkpoint_dir": str(self.directory.path)}
         overrides.setdefault("show_progress", sys.stderr.isatty())
         overrides |= processes.values_here()

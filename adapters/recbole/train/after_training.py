@@ -12,7 +12,6 @@ import torch
 from recbole.utils import calculate_valid_score
 from torch.utils.data import BatchSampler
 
-from recplug.adapters.recbole.compat.remedies import trusted_checkpoints
 from recplug.adapters.recbole.state.run_directory import RunDirectory
 from recplug.adapters.recbole.state.run_state import Progress
 from recplug.plugins.contract import Augmentation
@@ -88,8 +87,7 @@ def fit_after_training(
     """
     if not (fitting := fits(model)):
         return None
-    with trusted_checkpoints(directory.path):
-        checkpoint = torch.load(directory.checkpoint, map_location=trainer.device)
+    checkpoint = torch.load(directory.checkpoint, map_location=trainer.device)  # as numbers alone (recbole_compat)
     model.load_state_dict(checkpoint["state_dict"])
     model.load_other_parameter(checkpoint.get("other_parameter"))
     model.eval()

@@ -32,7 +32,8 @@ def leave(model: Any, directory: RunDirectory, result: dict[str, Any]) -> None:
         about |= {"packages": plugin_versions(names), **model.recplug_ids}
         directory.write_adapter(tensors, about)
         model.recplug_encode()
-        result["diagnostics"] = directory.write_diagnostics(model.recplug)
+        result["diagnostics"], notes = directory.write_diagnostics(model.recplug)
+        result["notes"] = [*result.get("notes", ()), *notes]
     manager().hook.recplug_after_training(model=model, result=result)
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import shutil
+import math
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from recbole.utils import get_trainer, init_seed
 
 from recplug.adapters.recbole import processes
 from recplug.adapters.recbole.augment import augment
+from recplug.adapters.recbole.compat.checkpoints import pretrained, trusted
 from recplug.adapters.recbole.compat.patching import replaced
-from recplug.adapters.recbole.compat.remedies import recbole_compat, trusted_checkpoints
+from recplug.adapters.recbole.compat.remedies import recbole_compat
 from recplug.adapters.recbole.data.fingerprint import fingerprint
 from recplug.adapters.recbole.data.loaders import make_loaders
 from recplug.adapters.recbole.data.sampling import use_fast_sampling, use_fused_adam
@@ -73,6 +74,7 @@ class Job(Asked):
             "resumed": 0 if before is None else before.resumed,
         }
         self.accepted = False  # whether the input turned out right
+        self.refused = False  # or wrong, and what was written is taken back
 
     def rehearse(self) -> None:
         """Build everything once, and train nothing: what is wrong is said before a long training of something else."""
@@ -107,7 +109,7 @@ class Job(Asked):
         if self.directory.checkpoint.is_file():
             self.result["checkpoint"] = self.directory.checkpoint.name
         # A run that could not be taken up again stays as it was.
-        if self.directory.path.is_dir() and (self.accepted or self.before is None):
+        if self.directory.path.is_dir() and (self.accepted or self.before is None) and not self.refused:
             try:
                 self.directory.write_result(self.result)
             except OSError as error:  # of a full disk, of which the error under way tells
@@ -117,20 +119,22 @@ class Job(Asked):
     def _at_work(self) -> Iterator[None]:
         """RecBole's remedies and the log; wrong input leaves no directory, another error its traceback in the log."""
         file = self.directory.path / "run.log"
-        try:
-            with self.directory.held(), recbole_compat(), log_file(file):
-                try:
-                    yield
-                except Pruned:
-                    raise
-                except Exception as error:
-                    logging.getLogger().exception("the run failed")
-                    error.run_log = file  # type: ignore[attr-defined]
-                    raise
-        except RecplugError:
-            if not self.accepted and self.before is None:
-                shutil.rmtree(self.directory.path, ignore_errors=True)
-            raise
+        with self.directory.held():  # refused, it is another process's, and stays as it is
+            try:
+                with recbole_compat(), log_file(file):
+                    try:
+                        yield
+                    except Pruned:
+                        raise
+                    except Exception as error:
+                        logging.getLogger().exception("the run failed")
+                        error.run_log = file  # type: ignore[attr-defined]
+                        raise
+            except RecplugError:
+                if not self.accepted and self.before is None:
+                    self.directory.discard()
+                    self.refused = True
+                raise
 
     def _build(self) -> tuple[Any, tuple[Any, Any, Any], Any]:
         """Configuration, data (train, valid, test) and model."""
@@ -148,7 +152,8 @@ class Job(Asked):
         # A value that is ours stands there too, or the file would give other batches.
         self._write_config(config, ours=("eval_batch_size",) if config["eval_batch_size"] != given else ())
         init_seed(config["seed"], config["reproducibility"])
-        model = augmented(config, data[0]._dataset).to(config["device"])
+        with pretrained(config, trust=config["trust_checkpoint"]):
+            model = augmented(config, data[0]._dataset).to(config["device"])
         self.result["begun_from"] = self._begin_from(config, model)
         return config, data, model
 
@@ -158,7 +163,9 @@ class Job(Asked):
             return dict(self.before.about["begun_from"])
         found = {}
         if config["warm_start"] is not None:
-            found["warm_start"] = warm_start(model, config["warm_start"], config=config)
+            found["warm_start"] = warm_start(
+                model, config["warm_start"], config=config, trust=config["trust_checkpoint"]
+            )
         if config["adapter"] is not None and self.names:  # not into the bare backbone beside it
             found["adapter"] = load_adapter(model, config["adapter"])
         return found
@@ -217,12 +224,15 @@ class Job(Asked):
             self._fit_plugins(trainer, model, valid_data)
             if not self.test:
                 return model
-            with trusted_checkpoints(self.directory.path):
+            # Another process's is read as weights only; this one's may hold what a plugin of somebody else's keeps.
+            with trusted(self.directory.checkpoint) if self.before is None else nullcontext():
                 test = trainer.evaluate(test_data, load_best_model=True, show_progress=config["show_progress"])
-        self.result |= {"test_result": test, "peak_memory_bytes": peak_memory(config["device"])}
+        self.result |= {"test_result": test or None, "peak_memory_bytes": peak_memory(config["device"])}
         if model.recplug_source is not None:
             self.result["source"] = source_result(model.recplug_source, self.directory.rows)
-        if isinstance(test_data, FullSortEvalDataLoader) and ranks_everything(model):
+        if not test:
+            self._note("the data have no test part: nothing is tested, and test_result is null")
+        elif isinstance(test_data, FullSortEvalDataLoader) and ranks_everything(model):
             ranks = target_ranks(model, test_data)
             write_ranks(ranks, self.directory.path / "ranks.parquet")
             if config["cold_below"]:
@@ -243,12 +253,16 @@ class Job(Asked):
                 if key in given:
                     log.info("note: %s.%s is not read; it acts where %s", name, key, condition)
 
+    def _note(self, line: str) -> None:
+        self.result["notes"] = [*self.result.get("notes", ()), line]
+        log.warning("%s", line)
+
     def _validated(self, config: Any, score: float, best: dict[str, float]) -> None:
         """Note how far training has come."""
         self.result |= {
             "valid_metric": config["valid_metric"],
-            "best_valid_score": score,
-            "best_valid_result": best,
+            "best_valid_score": score if math.isfinite(score) else None,
+            "best_valid_result": best or None,
             "epochs": len(self.directory.rows),
             "seconds_per_epoch": mean(row["train_seconds"] for row in self.directory.rows),
             "peak_memory_bytes": peak_memory(config["device"]),

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
-import shutil
 import signal
 import socket
 import tempfile
@@ -21,6 +19,7 @@ import torch
 from torch.multiprocessing import get_context, get_start_method, set_start_method
 from torch.multiprocessing.spawn import start_processes
 
+from recplug.adapters.ownership import read_result
 from recplug.adapters.recbole.config.host_config import gpu_list, model_class, read_yaml
 from recplug.adapters.recbole.processes import Place, check, here, is_first, leave
 from recplug.adapters.recbole.state.run_directory import RunDirectory
@@ -79,7 +78,7 @@ def launch(
     directory: RunDirectory | None = None
     if group_offset == 0:
         directory = new_directory(host, names, arguments.get("dataset", DEFAULT_DATASET), arguments.get("output_dir"))
-        arguments = {**arguments, "output_dir": directory.path}
+        arguments = {**arguments, "output_dir": directory}
     meeting = str(port or _free_port())
     places = [Place(group_offset + index, index, size, nproc, ip, meeting) for index in range(nproc)]
     log.info("%d processes%s", nproc, "" if size == nproc else f" of {size}")
@@ -271,10 +270,10 @@ def _settle(directory: RunDirectory | None, error: BaseException) -> None:
     if directory is None or not directory.path.is_dir():
         return
     if isinstance(error, RecplugError) and not any(directory.path.rglob("metrics.csv")):
-        shutil.rmtree(directory.path, ignore_errors=True)  # refused before any training, as by one process
+        directory.discard()  # refused before any training, as by one process
         return
     file = directory.path / "result.json"
-    result = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    result = read_result(directory.path) if file.is_file() else {}
     ended = {"status": "failed", "error": " ".join(str(error).split())}
     if isinstance(error, KeyboardInterrupt):
         ended = {"status": "interrupted", "error": "interrupted by the user"}

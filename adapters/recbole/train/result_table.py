@@ -15,13 +15,13 @@ def result_table(run: RunResult) -> str:
     masked = "history masked" if result["mask_history"] else "history not masked"
     title = f"test result on {result['dataset']}, seed {result['seed']}, {masked}"
     if run.baseline is None:
-        lines = [f"{metric:<12}{value:>10.4f}" for metric, value in run.test_result.items()]
+        lines = [f"{metric:<12}{value:>10.4f}" for metric, value in run.test_result.items()] or ["no test part"]
         return "\n".join(["", f"{name}: {title}", *lines])
     bare = run.baseline.result
     head = f"{'metric':<12}{bare['model']:>14}{name:>18}{'change':>10}"
     lines = [
         f"{metric:<12}{old:>14.4f}{run.test_result[metric]:>18.4f}{_change(old, run.test_result[metric]):>10}"
-        for metric, old in bare["test_result"].items()
+        for metric, old in run.baseline.test_result.items()
     ]
     for label, key, unit in (("epochs", "epochs", ""), ("s/epoch", "seconds_per_epoch", ".2f")):
         old, new = bare[key], result[key]

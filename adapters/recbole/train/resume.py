@@ -45,7 +45,7 @@ def resume(
     """Go on with a run that was stopped at any moment: what it ends with is what it would have ended with.
 
     The state after the latest whole epoch counts; a run that has none yet begins anew in its directory. A bare backbone
-    that was to train first does so. The best checkpoint is RecBole's, a pickle: resume only runs that you trust.
+    that was to train first does so.
 
     Args:
         run_dir: its directory.

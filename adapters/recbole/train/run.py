@@ -12,6 +12,7 @@ from typing import Any
 from recplug.adapters.data import locate
 from recplug.adapters.recbole import processes
 from recplug.adapters.recbole.augment import augment
+from recplug.adapters.recbole.config.dataset_file import dataset_files
 from recplug.adapters.recbole.config.host_config import model_class, read_yaml
 from recplug.adapters.recbole.state.run_directory import RunDirectory
 from recplug.adapters.recbole.train.job import Job
@@ -40,13 +41,14 @@ class RunResult:
 
     @property
     def test_result(self) -> dict[str, float]:
-        """Test metrics of the epoch with the best validation score."""
-        return {metric: float(value) for metric, value in self.result["test_result"].items()}
+        """Test metrics of the epoch with the best validation score; empty where the data have no test part."""
+        return {metric: float(value) for metric, value in (self.result["test_result"] or {}).items()}
 
     @property
-    def best_valid_score(self) -> float:
-        """The best validation score."""
-        return float(self.result["best_valid_score"])
+    def best_valid_score(self) -> float | None:
+        """The best validation score; None where the data have no validation part."""
+        score = self.result["best_valid_score"]
+        return None if score is None else float(score)
 
 
 def run(
@@ -57,7 +59,7 @@ def run(
     *,
     config_files: Sequence[str | Path] = (),
     data_path: str | Path | None = None,
-    output_dir: str | Path | None = None,
+    output_dir: str | Path | RunDirectory | None = None,
     baseline: bool = False,
     test: bool = True,
     table: str | None = None,
@@ -92,7 +94,7 @@ def run(
     given = _plugin_values(values, names)
     augment(host, names, given, table=table, users=users)  # refuses before any directory is made
     folder = locate(dataset, data_path)
-    files = {file: read_yaml(file) for file in (*_dataset_files(folder, dataset), *map(Path, config_files))}
+    files = {file: read_yaml(file) for file in (*dataset_files(folder, dataset), *map(Path, config_files))}
     for file, settings in files.items():
         for plugin in sorted(available().keys() & {key.partition(".")[0] for key in settings} - set(names)):
             log.info("note: %s has settings for %s, which is not in use", file.name, plugin)
@@ -113,13 +115,17 @@ def run(
     return _finish(job, bare)
 
 
-def new_directory(host: type, names: Sequence[str], dataset: str, output_dir: str | Path | None = None) -> RunDirectory:
+def new_directory(
+    host: type, names: Sequence[str], dataset: str, output_dir: str | Path | RunDirectory | None = None
+) -> RunDirectory:
     """A run's directory: ``output_dir``, or one named after what is run and when.
 
     Raises:
         RecplugError: for one that holds files, or cannot be written.
     """
     label, started = "+".join(names) or "bare", datetime.now().strftime("%Y%m%d-%H%M%S")
+    if isinstance(output_dir, RunDirectory):  # made by the process that started this one
+        return output_dir
     path = Path(output_dir) if output_dir else Path("runs") / f"{host.__name__}-{label}-{dataset}-{started}"
     return RunDirectory.create(path, beside=not output_dir)
 
@@ -144,13 +150,6 @@ def bare_speed(host: type, settings: Sequence[Mapping[str, Any]]) -> dict[str, A
 
 def _trims(host: type) -> bool:
     return augment(host, []).recplug_host.trim  # type: ignore[attr-defined]
-
-
-def _dataset_files(folder: Path | None, dataset: str) -> list[Path]:
-    if folder is None:
-        return []
-    file = folder / f"{dataset}.yaml"
-    return [file] if file.is_file() else []
 
 
 def _plugin_values(values: dict[str, Any], names: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -252,7 +252,7 @@ def test_without_data_there_is_a_page(prism, data, tmp_path):
     shutil.rmtree(path / "baseline")
     write_report(path, tmp_path / "a.html")
     assert 'id="users"' not in (tmp_path / "a.html").read_text()
-    write_report(path, tmp_path / "a.html", data_path=data)
+    write_report(path, tmp_path / "a.html", data_path=data, overwrite=True)
     assert 'id="users"' in (tmp_path / "a.html").read_text()
 
 
@@ -265,8 +265,9 @@ def test_without_a_checkpoint_and_of_a_model_that_is_not_recboles(prism, tmp_pat
     assert "has no checkpoint" in line
     shutil.copy(prism / "checkpoint.pth", path)
     result = json.loads((path / "result.json").read_text())
+    del result["sha256"]
     (path / "result.json").write_text(json.dumps({**result, "model": "Mine"}))
-    (line,) = write_report(path, tmp_path / "a.html")
+    (line,) = write_report(path, tmp_path / "a.html", overwrite=True)
     assert "is a model of your own" in line
 
 

@@ -206,6 +206,8 @@ def test_an_old_page_stays_until_the_new_one_is_whole(make_run, tmp_path, monkey
     from recplug.adapters.report import write
 
     monkeypatch.setattr(write, "page", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(RecplugError, match="exists; add --overwrite"):
         write_report(make_run(), output, examples=False)
+    with pytest.raises(ZeroDivisionError):
+        write_report(make_run("again"), output, examples=False, overwrite=True)
     assert output.read_text() == "old"

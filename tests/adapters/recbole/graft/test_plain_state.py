@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from recplug.adapters.recbole.graft.plain_state import Carried, NotPlain, packed, unpacked
+from recplug.adapters.recbole.compat.plain_values import NotPlain, packed, unpacked
+from recplug.adapters.recbole.graft.plain_state import Carried
 
 SIMPLE = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 PLAIN = st.recursive(

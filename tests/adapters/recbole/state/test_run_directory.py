@@ -11,10 +11,10 @@ def test_runs_of_the_same_second_lie_beside_each_other(tmp_path):
     wanted = tmp_path / "runs" / "SASRec"
     taken = [RunDirectory.create(wanted, beside=True).path.name for _ in range(3)]
     assert taken == ["SASRec", "SASRec-2", "SASRec-3"]
-    assert RunDirectory.create(wanted).path == wanted, "one that was asked for may exist, empty"
-    (wanted / "run.log").touch()
+    (tmp_path / "empty").mkdir()
+    assert RunDirectory.create(tmp_path / "empty").path == tmp_path / "empty", "one that was asked for may exist, empty"
     with pytest.raises(RecplugError, match="not empty"):
-        RunDirectory.create(wanted)
+        RunDirectory.create(tmp_path / "empty")
 
 
 @pytest.mark.parametrize("beside", [True, False])
