@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "benchmarks" / "cards.py"
 NAMES = sorted(path.stem for path in (ROOT / "benchmarks" / "cards").glob("*.yaml"))
 FULL = [name for name in NAMES if not name.startswith("toy-")]
-MODULES = ["magnet", "mars", "micrec", "prism", "ssr"]
+MODULES = ["itemgraph", "magnet", "mars", "micrec", "prism", "ssr"]
 HEADS = {"ndcg@10": "N@10", "ndcg@20": "N@20", "recall@20": "R@20"}
 
 
