@@ -5,12 +5,18 @@ Nothing here imports torch until an error needs it, so that ``--help`` answers a
 
 from __future__ import annotations
 
+import errno
 import functools
 import logging
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+
+from recplug.adapters.stopping import KEPT, exit_code, stopping, told
+
+# What the user has to mend: a full or read-only disk, or a folder of somebody else's.
+OUTSIDE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class UsageError(Exception):
@@ -50,17 +56,18 @@ def command(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str] | 
     def wrapped(arguments: Sequence[str] | None = None) -> None:
         arguments = sys.argv[1:] if arguments is None else arguments
         show_log()
-        try:
-            main(arguments)
-        except KeyboardInterrupt:
-            print("interrupted; what was written so far is kept", file=sys.stderr)
-            sys.exit(130)
-        except Exception as error:
-            if "--debug" in arguments or "--debug=true" in arguments:
-                traceback.print_exc()
-            line, code = _ending(error)
-            print(f"error: {line}", file=sys.stderr)
-            sys.exit(code)
+        with stopping():
+            try:
+                main(arguments)
+            except KeyboardInterrupt as stopped:
+                print(f"{told(stopped)}; {KEPT}", file=sys.stderr)
+                sys.exit(exit_code(stopped))
+            except Exception as error:
+                if "--debug" in arguments or "--debug=true" in arguments:
+                    traceback.print_exc()
+                line, code = _ending(error)
+                print(f"error: {line}", file=sys.stderr)
+                sys.exit(code)
 
     return wrapped
 
@@ -74,5 +81,8 @@ def _ending(error: Exception) -> tuple[str, int]:
 
     if isinstance(error, RecplugError):
         return text, 2
+    if isinstance(error, OSError) and error.errno in OUTSIDE:
+        where = f" ({error.filename})" if error.filename else ""
+        return f"{error.strerror}{where}; mend that, and give the command again", 2
     log = getattr(error, "run_log", None)
     return f"{type(error).__name__}: {text}; run with --debug for the traceback" + (f"; see {log}" if log else ""), 1

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from recplug.adapters.compare.cells.workers import RUN, STOPPED, ending_gently, reason
+from recplug.adapters.compare.cells.workers import RUN, STOPPED, reason
 from recplug.adapters.files import replacing
 from recplug.adapters.ownership import read_result
+from recplug.adapters.stopping import stopping
 from recplug.adapters.tune.spec import Asked
 from recplug.adapters.tune.study import Study
 from recplug.adapters.tune.worker import LOGS
@@ -188,7 +189,7 @@ def final(study: Study, seeds: int, command: FinalCommand = run_best) -> dict[in
     handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        with ending_gently():
+        with stopping():
             for seed in range(1, seeds + 1):
                 found[seed] = _test(study, folder / f"seed-{seed}", seed, command, handle)
     except BlockingIOError:

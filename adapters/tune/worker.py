@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recplug.adapters.compare.cells.workers import STOPPED, ending_gently, reason
+from recplug.adapters.compare.cells.workers import STOPPED, reason
 from recplug.adapters.ownership import read_result
+from recplug.adapters.stopping import stopping
 from recplug.adapters.tune.spec import SETTINGS_FILE, Asked
 from recplug.adapters.tune.study import TRIALS, Study, Taken
 from recplug.adapters.tune.trial import GO, PRUNE
@@ -90,7 +91,7 @@ def work(
         RecplugError: where trials fail and none does not.
     """
     begun = time.monotonic()
-    with ending_gently():
+    with stopping():
         while timeout is None or time.monotonic() - begun < timeout:
             taken = study.take(trials)
             if taken is None:

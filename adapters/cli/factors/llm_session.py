@@ -15,6 +15,7 @@ import typer
 
 from recplug.adapters.console import say
 from recplug.adapters.item_files import DataPath, folder_of
+from recplug.adapters.stopping import exit_code, told
 
 if TYPE_CHECKING:
     from recplug.adapters.factors.llm.client import Client
@@ -143,10 +144,10 @@ class Session:
 
             try:
                 return asyncio.run(whole())
-            except KeyboardInterrupt:
+            except KeyboardInterrupt as stopped:
                 kept = f"{self.answers} keeps all answers, and the same command goes on from there"
-                print(f"interrupted; {kept}", file=sys.stderr)
-                raise typer.Exit(130) from None
+                print(f"{told(stopped)}; {kept}", file=sys.stderr)
+                raise typer.Exit(exit_code(stopped)) from None
             finally:
                 self._spent(before, log.usage())
 

@@ -12,6 +12,7 @@ import typer
 
 from recplug.adapters.console import say
 from recplug.adapters.item_files import DataPath, folder_of
+from recplug.adapters.stopping import exit_code, told
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -134,11 +135,11 @@ def extract(
             restart=restart,
             retry_broken=retry_broken,
         )
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         kept = work_of(target, part)
         held = f"{kept} keeps what is done" if kept.exists() else "nothing was done yet"
-        print(f"interrupted; {held}, and the same command goes on from there", file=sys.stderr)
-        raise typer.Exit(130) from None
+        print(f"{told(stopped)}; {held}, and the same command goes on from there", file=sys.stderr)
+        raise typer.Exit(exit_code(stopped)) from None
     if report.fresh:
         rate = report.fresh / max(report.seconds, 1e-9)
         say(f"{report.fresh:,} items in {report.seconds:,.1f} s, {rate:,.0f} a second")

@@ -23,6 +23,7 @@ from recplug.adapters.compare.cells.status import CELLS, FAILED, LOGS, Outcome, 
 from recplug.adapters.compare.spec import SETTINGS_FILE, Asked, remember
 from recplug.adapters.files import replacing
 from recplug.adapters.ownership import claim
+from recplug.adapters.stopping import stopping
 from recplug.plugins.errors import RecplugError
 
 log = logging.getLogger("recplug")
@@ -91,7 +92,7 @@ def fill(output: Path, asked: Asked, *, command: Command, jobs: int = 1, retry: 
         RecplugError: where another comparison, or a cell that a killed one left, still works in this folder.
     """
     claim(output, "comparison", again=True)
-    with _alone(output) as lock, ending_gently():
+    with _alone(output) as lock, stopping():
         remember(output, asked)  # not before: another comparison may be at work here, and goes by these files
         if retry:
             shutil.rmtree(output / FAILED, ignore_errors=True)
@@ -200,21 +201,3 @@ def _alone(output: Path) -> Iterator[int]:
         ) from None
     finally:
         os.close(handle)
-
-
-@contextmanager
-def ending_gently() -> Iterator[None]:
-    """SIGTERM, which batch systems send, ends like Ctrl-C: the cells are ended too."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not the main thread, where signals are somebody else's
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from recplug.adapters.features.extraction.download import fetch_all
 from recplug.adapters.features.extraction.images import BrokenImage, decode
 from recplug.adapters.features.extraction.sources import is_address
+from recplug.adapters.stopping import started_without_interrupt
 from recplug.plugins.errors import RecplugError
 
 PREFETCH = 2  # batches that each worker has ready
@@ -128,7 +128,8 @@ def load(jobs: Iterable[Job], data: Dataset[Loaded], workers: int) -> Iterator[L
         prefetch_factor=PREFETCH if workers else None,
         worker_init_fn=partial(_begin, os.getpid()) if workers else None,
     )
-    batches = iter(loader)
+    with started_without_interrupt():  # an interrupt is for the main process, which ends its workers itself
+        batches = iter(loader)
     while True:
         try:
             loaded = next(batches)
@@ -162,8 +163,6 @@ def _unchanged(loaded: Any) -> Any:
 
 def _begin(parent: int, _: int) -> None:
     """Set a worker up."""
-    # An interrupt is for the main process, which ends its workers itself.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Torch's workers end when their parent does, but take whoever is the parent now for it.
     if os.getppid() != parent:
         os._exit(1)

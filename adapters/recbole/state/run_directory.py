@@ -10,7 +10,7 @@ import io
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -166,8 +166,11 @@ class RunDirectory:
         return f"run_recbole --resume {self.path}"
 
     @contextmanager
-    def room(self) -> Iterator[None]:
+    def room(self, begun: Callable[[], bool] = lambda: True) -> Iterator[None]:
         """A full disk is one line.
+
+        Args:
+            begun: whether there is anything to go on with; what is refused before that is taken back.
 
         Raises:
             RecplugError: for it; any other error stays what it is.
@@ -177,9 +180,8 @@ class RunDirectory:
         except Exception as error:
             if (reason := no_room(error)) is None:
                 raise
-            raise RecplugError(
-                f"cannot write to {self.path} ({reason}); what is whole is kept: make room, then {self.go_on()}"
-            ) from error
+            kept = f"what is whole is kept: make room, then {self.go_on()}" if begun() else "make room, and start again"
+            raise RecplugError(f"cannot write to {self.path} ({reason}); {kept}") from error
 
     def sweep(self) -> None:
         """Remove what a killed process had not finished writing, and checkpoints that no state names."""

@@ -33,6 +33,7 @@ from recplug.adapters.recbole.train.after_training import Validation, fit_after_
 from recplug.adapters.recbole.train.artifacts import leave, mean, source_result
 from recplug.adapters.recbole.train.callbacks import after_validation, log_file, peak_memory, shown, watch
 from recplug.adapters.recbole.train.target_ranks import target_ranks, write_ranks
+from recplug.adapters.stopping import reason
 from recplug.plugins.errors import RecplugError
 from recplug.plugins.registry import get, manager
 from recplug.plugins.settings import idle
@@ -85,14 +86,14 @@ class Job(Asked):
     def run(self) -> Any:
         """Train and test, and return the model; whatever happens, leave a ``result.json``."""
         try:
-            with self._at_work(), self.directory.room():
+            with self._at_work(), self.directory.room(lambda: self.accepted or self.before is not None):
                 model = self._train()
             self.result["status"] = "finished"
         except Pruned:
             self.result["status"] = "pruned"
             raise
-        except KeyboardInterrupt:
-            self.result.update(status="interrupted", error="interrupted by the user")
+        except KeyboardInterrupt as stopped:
+            self.result.update(status="interrupted", error=reason(stopped))
             if self.progress is not None and self.progress.settled >= 0:
                 log.info("go on after epoch %d with: %s", self.progress.settled, self.directory.go_on())
             raise

@@ -24,6 +24,7 @@ from recplug.adapters.recbole.config.host_config import gpu_list, model_class, r
 from recplug.adapters.recbole.processes import Place, check, here, is_first, leave
 from recplug.adapters.recbole.state.run_directory import RunDirectory
 from recplug.adapters.recbole.train.run import DEFAULT_DATASET, RunResult, new_directory, run
+from recplug.adapters.stopping import reason, started_without_interrupt
 from recplug.plugins.errors import RecplugError
 from recplug.plugins.registry import parse_names
 
@@ -85,13 +86,14 @@ def launch(
     pipes = [get_context("spawn").Pipe(duplex=False) for _ in places]
     # A process that is killed leaves what it had for itself; it goes with this folder.
     with tempfile.TemporaryDirectory(prefix="recplug-", ignore_cleanup_errors=True) as room:
-        context: Any = start_processes(
-            _process,
-            args=(dict(arguments), places, [pipe[1] for pipe in pipes], get_start_method(), room, first),
-            nprocs=nproc,
-            join=False,
-            start_method="spawn",
-        )
+        with started_without_interrupt():  # until they can take it
+            context: Any = start_processes(
+                _process,
+                args=(dict(arguments), places, [pipe[1] for pipe in pipes], get_start_method(), room, first),
+                nprocs=nproc,
+                join=False,
+                start_method="spawn",
+            )
         for _, ours in pipes:
             ours.close()
         try:
@@ -152,6 +154,7 @@ def _process(
 ) -> None:
     """One process: its place is told as ``torchrun`` tells it, and how it ended goes through its pipe."""
     signal.signal(signal.SIGINT, _interrupt_once)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     set_start_method(workers, force=True)  # of loaders' workers; to spawn them too fails on RecBole's data
     tempfile.tempdir = room
     os.environ.update(places[index].variables())
@@ -276,5 +279,5 @@ def _settle(directory: RunDirectory | None, error: BaseException) -> None:
     result = read_result(directory.path) if file.is_file() else {}
     ended = {"status": "failed", "error": " ".join(str(error).split())}
     if isinstance(error, KeyboardInterrupt):
-        ended = {"status": "interrupted", "error": "interrupted by the user"}
+        ended = {"status": "interrupted", "error": reason(error)}
     directory.write_result({**result, **ended})
