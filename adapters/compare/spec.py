@@ -18,6 +18,7 @@ from recplug.plugins.errors import RecplugError, did_you_mean
 from recplug.plugins.presets import settings_of
 from recplug.plugins.registry import available, get, parse_names
 
+MOST_SEEDS = 1000
 GRID_FILE, SETTINGS_FILE = "grid.yaml", "settings.yaml"
 GROWING = ("models", "plugins", "datasets", "controls")  # to which a comparison that has begun may add
 # What the grid itself decides for each cell.
@@ -91,6 +92,8 @@ def ask(
             raise RecplugError(f"no control '{name}'{did_you_mean(name, CONTROLS)}; there are: {', '.join(CONTROLS)}")
     if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
         raise RecplugError(f"seeds={seeds} is no positive whole number; 5 means the seeds 1 to 5")
+    if seeds > MOST_SEEDS:
+        raise RecplugError(f"seeds={seeds} are more than a comparison can mean; {MOST_SEEDS} is the most")
     sets = [_set(each) for each in _names(plugins, "plugins")]
     values = {key: tuple(written(value) for value in several) for key, several in (grid or {}).items()}
     for key, several in values.items():

@@ -45,6 +45,7 @@ SWITCHES: Mapping[str, bool] = dict.fromkeys(
     False,
 )
 BY_MODEL = ("trim_padding", "fast_propagation")  # whose default, None, is decided by model and plugins
+MOST_WORKERS = 256
 PICKLES = ("dataset_save_path", "dataloaders_save_path", "save_dataset", "save_dataloaders")
 TEACHERS = ("CrossNet", "CIN")  # KD_DAGFM evaluates the name
 _METRICS = {name: kind.__name__ for name, kind in metrics_dict.items()}  # as RecBole looks them up: as they are written
@@ -69,6 +70,10 @@ def check_values(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
         if wanted:
             known = f"RecBole's default is {default}" if key in defaults else "leave it out for its default"
             raise RecplugError(f"{key}={_shown(value)} is not {wanted}; {known}")
+        if key == "worker" and value > MOST_WORKERS:
+            raise RecplugError(
+                f"worker={value} processes read the data; {MOST_WORKERS} are more than any machine needs"
+            )
         if key in LEAST and isinstance(default, (int, float)) and value < LEAST[key]:
             raise RecplugError(
                 f"{key}={_shown(value)} is below its least value {LEAST[key]}; RecBole's default is {default}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from recplug.adapters.ownership import check_bytes, read_result, sha256
 from recplug.adapters.recbole.compat.checkpoints import NOT_NUMBERS, read_checkpoint
+from recplug.adapters.recbole.domains.source_domain import is_host_row, source_hosts
 from recplug.adapters.recbole.state.run_directory import adapter_tensors, plain
 from recplug.adapters.recbole.state.spec import plugin_versions
 from recplug.plugins.errors import RecplugError, one_line
@@ -105,14 +106,28 @@ def warm_start(model: Any, path: str | Path, *, config: Any = None, trust: bool 
         raise RecplugError(f"{file} is no checkpoint of RecBole's trainer; name one that it has saved")
     if str(theirs["model"]) != model.recplug_host.name:
         raise RecplugError(f"{file} is a checkpoint of {theirs['model']}, not of {model.recplug_host.name}")
-    ours = {key: value for key, value in stored.items() if not key.startswith(OURS)}
-    wanted = {key: value for key, value in model.state_dict().items() if not key.startswith(OURS)}
+    chosen = _backbones(model, stored)
+    ours = {key: value for key, value in stored.items() if chosen(key)}
+    wanted = {key: value for key, value in model.state_dict().items() if chosen(key)}
     _check_tensors(file, ours, wanted, f"{model.recplug_host.name} here")
     model.load_state_dict(ours, strict=False)
     if config is not None and _split(theirs) != _split(config.final_config_dict):
         log.warning("%s was trained on another split of the data: it may know what is tested here", file)
     log.info("warm start: %d tensors of %s from %s", len(ours), model.recplug_host.name, file)
     return {"file": str(file), "sha256": sha256(file)}
+
+
+def _backbones(model: Any, stored: Mapping[str, Any]) -> Callable[[str], bool]:
+    """Which names are of a backbone: the model's own, and a second domain's, where model and checkpoint have one."""
+    hosts, inside = source_hosts(model.recplug.plugins), f"{OURS}plugins."
+
+    def of_source(key: str) -> bool:
+        return key.startswith(inside) and is_host_row(key.removeprefix(inside), hosts)
+
+    has_source = any(map(of_source, stored))
+    if hosts and not has_source:
+        log.warning("the checkpoint has no second domain: that of this run begins untrained")
+    return lambda key: not key.startswith(OURS) or (has_source and of_source(key))
 
 
 def _split(config: Mapping[str, Any]) -> tuple[Any, ...]:

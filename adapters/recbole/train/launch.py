@@ -71,7 +71,7 @@ def launch(
     if here() is not None:
         raise RecplugError("torchrun has started the processes already; leave --nproc and --world_size out")
     size = nproc if world_size == -1 else world_size
-    _check_numbers(nproc, size, group_offset, port)
+    _check_numbers(nproc, size, group_offset, port, ip)
     names = parse_names(arguments.get("plugins", ()))
     host = arguments["model"] if isinstance(arguments["model"], type) else model_class(arguments["model"])
     files = [read_yaml(file) for file in arguments.get("config_files", ())]
@@ -104,10 +104,12 @@ def launch(
             raise
 
 
-def _check_numbers(nproc: int, size: int, offset: int, port: int | str | None) -> None:
+def _check_numbers(nproc: int, size: int, offset: int, port: int | str | None, ip: str) -> None:
     for name, value, least in (("nproc", nproc, 1), ("world_size", size, 1), ("group_offset", offset, 0)):
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise RecplugError(f"{name}={value} is not a whole number of at least {least}")
+    if nproc > (most := max(8, 4 * (os.cpu_count() or 1))):
+        raise RecplugError(f"nproc={nproc} is more than {most}, four a core of this machine; use fewer")
     if offset + nproc > size:
         raise RecplugError(
             f"{offset} processes before this machine's {nproc} are more than the world_size {size}; set --world_size "
@@ -119,6 +121,10 @@ def _check_numbers(nproc: int, size: int, offset: int, port: int | str | None) -
         raise RecplugError(f"port={port} is not a number from 1 to 65535")
     if port is not None and offset == 0:
         _check_free(int(port))
+    try:
+        socket.getaddrinfo(ip, None)
+    except OSError as error:
+        raise RecplugError(f"ip={ip} is no machine that can be found ({error.strerror}); give its address") from error
     if torch.cuda.is_available() and torch.cuda.device_count() < nproc:
         raise RecplugError(f"nproc {nproc} needs as many GPUs, and {torch.cuda.device_count()} are visible; use fewer")
 
