@@ -43,8 +43,7 @@ class Chain(Scoring, nn.Module):
         self.propagates = "propagated" in context.width
         self.steps_per_epoch = context.steps_per_epoch
         self.flips_mode = False  # whether the host switches modes between the steps of one epoch
-        self.epoch = -1
-        self.start_epoch = 0
+        self.epoch, self.start_epoch = -1, 0
         self.on_epoch: Callable[[int], None] | None = None
         self.vectors: Callable[[Tensor], Tensor] | None = None  # set by an adapter, for Step.vectors_of
         self._epoch_pending = True
@@ -84,8 +83,7 @@ class Chain(Scoring, nn.Module):
     def current(self) -> Step:
         """The step under way; in evaluation one that lasts until the model changes; else one for a single use.
 
-        A change is a move, an in-place write or another precision of autocast; a write through ``.data`` or NumPy
-        leaves no trace, and needs ``eval()`` after it.
+        A change is a move, an in-place write or another precision; a write through ``.data`` needs ``eval()`` after it.
         """
         if self._step is not None:
             return self._step
