@@ -100,7 +100,6 @@ def test_every_ablation_differs_from_the_preset_it_is_taken_from(mars, host, nam
         ({"lambda_semantic": 0.0, "x": "ids_content", "views": "auto"}, {"lambda_free", "semantic_on"}),
         ({"structure": "cooccurrence", "x": "ids_content", "views": "auto"}, {"lambda_free", "image_weight"}),
     ],
-    ids=str,
 )
 def test_idle_settings_are_known(values, expected):
     assert idle(MarsSettings(**values)).keys() == expected
