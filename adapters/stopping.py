@@ -42,7 +42,8 @@ def stopping() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # there signals are somebody else's
         yield
         return
-    owner, seen = os.getpid(), []
+    owner = os.getpid()
+    seen: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
         if os.getpid() != owner:

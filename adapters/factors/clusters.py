@@ -122,8 +122,8 @@ def _partitions(modality: str, table: FeatureTable, sizes: list[int], seed: int)
         for block, values in enumerate(sizes):
             means = KMeans(values, n_init=4, random_state=seed + block)
             labels = means.fit_predict(np.ascontiguousarray(components[:, block::blocks]))  # [n]
-            _, first, label, sizes = np.unique(labels, return_index=True, return_inverse=True, return_counts=True)
+            _, first, label, counts = np.unique(labels, return_index=True, return_inverse=True, return_counts=True)
             rank = np.empty_like(first)
-            rank[np.lexsort((first, -sizes))] = np.arange(len(first))
+            rank[np.lexsort((first, -counts))] = np.arange(len(first))
             found.append(rank[label])
     return found

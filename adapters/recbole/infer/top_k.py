@@ -134,9 +134,10 @@ class Recommendations:
         """
         target = check_output(path)
         as_csv = functools.partial(self.to_csv, safe=csv_safe)
-        write = {".parquet": self.to_parquet, ".csv": as_csv, ".jsonl": self.to_jsonl}[target.suffix]
+        formats: dict[str, Callable[[Path], None]]
+        formats = {".parquet": self.to_parquet, ".csv": as_csv, ".jsonl": self.to_jsonl}
         try:
-            write(target)
+            formats[target.suffix](target)
         except OSError as error:
             raise cannot_write(target, error) from error
 

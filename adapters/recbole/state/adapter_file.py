@@ -101,8 +101,12 @@ def warm_start(model: Any, path: str | Path, *, config: Any = None, trust: bool 
         raise RecplugError(f"cannot read the checkpoint {file} ({one_line(error)[:120]}); name another") from error
     stored, theirs = (found.get(key) if isinstance(found, dict) else None for key in ("state_dict", "config"))
     theirs = theirs.final_config_dict if isinstance(theirs, Config) else theirs
-    known = isinstance(theirs, Mapping) and "model" in theirs and isinstance(stored, Mapping)
-    if not (known and all(isinstance(key, str) for key in stored)):
+    if (
+        not isinstance(theirs, Mapping)
+        or "model" not in theirs
+        or not isinstance(stored, Mapping)
+        or not all(isinstance(key, str) for key in stored)
+    ):
         raise RecplugError(f"{file} is no checkpoint of RecBole's trainer; name one that it has saved")
     if str(theirs["model"]) != model.recplug_host.name:
         raise RecplugError(f"{file} is a checkpoint of {theirs['model']}, not of {model.recplug_host.name}")

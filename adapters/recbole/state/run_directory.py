@@ -246,7 +246,8 @@ class RunDirectory:
         Returns:
             The pictures' names; and a line for each that could not be made, as of one vector that has no range.
         """
-        pictures, notes = [], []
+        pictures: list[str] = []
+        notes: list[str] = []
         with torch.no_grad(), chain.serving():
             for plugin, augmentation in chain.augmentations().items():
                 with _noted(f"no diagnostics of {plugin}", notes):
