@@ -188,7 +188,7 @@ def script(folder, *arguments):
 def test_an_unknown_card_is_an_error_of_a_line(tmp_path):
     done = script(tmp_path, "prism-sasrek")
     assert done.returncode == 2
-    assert "no card prism-sasrek; choose of: magnet-lightgcn" in done.stderr
+    assert "no card prism-sasrek; choose of: best-baby" in done.stderr
 
 
 def test_a_toy_comes_out_and_is_not_trained_twice(tmp_path):

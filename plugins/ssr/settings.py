@@ -88,7 +88,7 @@ class SsrSettings(PluginSettings):
         0.0,
         "Weight of the masked view's loss.",
         paper="λ_ma",
-        search=Range(1e-3, 1e-1, log=True),
+        search=[0.0, 1e-3, 1e-2, 1e-1],
         loss_weight=True,
         ge=0,
     )

@@ -214,14 +214,13 @@ def cases(plugin: Plugin, settings: Mapping[str, Any] | None = None, hosts: Iter
         raise RecplugError(
             f"none of the toy hosts is of a family that {plugin.name} declares: {sorted(needs.families)}"
         )
-    fitting = [(case, toy) for case, toy in toys if needs.seams <= toy.seams]
-    if "score" in needs.seams:
-        fitting = [(case, toy) for case, toy in fitting if needs.halves <= toy.halves]
+    offered = {case.host: toy.seams - (frozenset() if needs.halves <= toy.halves else {"score"}) for case, toy in toys}
+    fitting = [(case, toy) for case, toy in toys if needs.seams <= offered[case.host]]
     if not fitting:
-        missing = sorted(needs.seams - frozenset().union(*(toy.seams for _, toy in toys)))
+        missing = sorted(needs.seams - frozenset().union(*offered.values()))
         seams = missing or f"{sorted(needs.seams)} together"
         raise RecplugError(f"the toy hosts do not offer {seams}, on which {plugin.name} acts")
-    fitting = [(case, toy) for case, toy in fitting if not needs.one_of or needs.one_of & toy.seams]
+    fitting = [(case, toy) for case, toy in fitting if not needs.one_of or needs.one_of & offered[case.host]]
     if not fitting:
         raise RecplugError(f"the toy hosts offer none of {sorted(needs.one_of)}, on which {plugin.name} acts")
     fitting = [(case, toy) for case, toy in fitting if toy.family == "sequential" or not needs.backbone_in_loss]

@@ -10,6 +10,7 @@ import torch
 from recplug.plugins.contract import Plugin
 from recplug.plugins.presets import settings_of
 from recplug.plugins.testing.case import Case, cases, trained
+from recplug.plugins.testing.host import ToyHost
 from recplug.plugins.testing.rules import BrokenContract
 from recplug.plugins.testing.toys import HOSTS
 
@@ -30,9 +31,30 @@ def effect(case: Case, mechanism: str) -> float:
     values = {**case.settings.model_dump(exclude_unset=True), **plugin.mechanisms[mechanism]}
     without = replace(case, settings=settings_of(plugin, values))
     batch = case.batch()
-    full, less = (trained(each.build(), batch).scores(batch) for each in (case, without))
+    full, less = (_fitted(trained(each.build(), batch)).scores(batch) for each in (case, without))
     finite = full.isfinite() & less.isfinite()
     return float((full - less)[finite].abs().max() / full[finite].std())
+
+
+class _Rising:
+    """A validation that likes whatever is tried later better: constants that are fitted after training move."""
+
+    key = "toy"
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def __call__(self, users: int | None = None) -> float:
+        """The number of questions so far."""
+        self.asked += 1
+        return float(self.asked)
+
+
+def _fitted(host: ToyHost) -> ToyHost:
+    for augmentation in host.chain.augmentations().values():
+        augmentation.after_training(_Rising())
+    host.chain.forget()
+    return host
 
 
 def check_mechanisms(plugin: Plugin, hosts: Iterable[str] = tuple(HOSTS)) -> None:

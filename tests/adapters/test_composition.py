@@ -44,7 +44,7 @@ def prism(**settings):
     torch.manual_seed(1)
     present = torch.arange(N) > 0
     modalities = [Modality(name, torch.randn(N, 6) * present.unsqueeze(1), present) for name in ("image", "text")]
-    return Prism(modalities=modalities, width=D, settings=PrismSettings(**settings), edges=EDGES)
+    return Prism(modalities=modalities, width=D, settings=PrismSettings(**settings))
 
 
 def host(**augmentations):

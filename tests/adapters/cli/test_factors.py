@@ -59,7 +59,7 @@ def test_clusters_of_the_feature_tables(shop, recplug_cli):
     assert out[0] == "data/tiny/tiny.factors.json: 30 items, 3 factors, 12 values"
     table = FactorTable.load(shop / "tiny.factors.json")
     assert [(spec.name, spec.source) for spec in table.schema.factors] == [
-        ("image_1", "cluster"), ("image_2", "cluster"), ("text_1", "cluster"),
+        ("image_1", "image"), ("image_2", "image"), ("text_1", "text"),
     ]  # fmt: skip
     lines(recplug_cli(*IMPORT, "clusters", *TINY, "--factors", "2", "--values", "4", "--modalities", "text",
                       "--output", "o.factors.json"))  # fmt: skip

@@ -53,7 +53,7 @@ def test_wrong_words_are_one_line(trained, recplug_cli, refused):
 
 def test_help_does_not_load_what_is_heavy():
     code = (
-        "import sys; from recplug.adapters.cli import report\n"
+        "import sys; from recplug.adapters.cli.results import report\n"
         "heavy = {'torch', 'recbole', 'jinja2', 'numpy', 'PIL'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

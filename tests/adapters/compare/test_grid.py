@@ -61,7 +61,7 @@ def test_killed_twice_and_resumed_equals_the_uninterrupted_grid(standin, tmp_pat
     options = {"plugins": "prism,prism+mars", "grid": {"prism.scale": ["0.3", "1.0"]}, "jobs": 2}
     standin.compare(tmp_path / "whole", **options)
     begun = len(standin.begun())
-    assert begun == 2 * (1 + 1 + 2 * (2 + 3))  # bare, the filter once, and two sets of plugins
+    assert begun == 2 * (1 + 2 * (2 + 3))  # bare, and two sets of plugins: two settings and three controls each
 
     stops = [f"{SCIENTIFIC}_prism (prism.scale=1.0)_2", f"{SCIENTIFIC}_prism+mars (mlp)_1"]
     for name in stops:

@@ -41,7 +41,8 @@ def test_who_is_not_known_has_had_nothing():
 def counted(standin, tmp_path):
     """A comparison whose counts are there already: users' number modulo 12, items below 10 never trained."""
     output = tmp_path / "out"
-    (output / FOLDER).mkdir(parents=True)
+    standin.compare(output, controls="none", groups=False)  # begins the folder
+    (output / FOLDER).mkdir()
     users = {user: int(user[1:]) % 12 for user in standin.users}
     items = {f"i{item}": 0 if item < 10 else 5 for item in range(30)}
     rows = [("user", *each) for each in users.items()] + [("item", *each) for each in items.items()]

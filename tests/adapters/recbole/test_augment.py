@@ -10,6 +10,7 @@ from recbole.model.sequential_recommender import SASRec
 from recbole.utils import InputType, get_trainer
 from torch import nn
 
+from recplug.adapters.chain_builder import build_chain
 from recplug.adapters.recbole import augment
 from recplug.adapters.recbole.compat.remedies import recbole_compat
 from recplug.plugins.errors import RecplugError
@@ -87,10 +88,17 @@ def test_without_the_mask_scores_are_the_hosts_own(build, batch_of):
     assert torch.equal(scores_of(model, batch_of(test)), scores_of(bare, batch_of(test)))
 
 
-def test_plugins_are_told_every_training_interaction(build, past):
-    _, model, train, *_ = build("SASRec", "prism")
+def test_plugins_are_told_every_training_interaction(build, past, monkeypatch):
+    told = []
+
+    def spy(settings, context, **options):
+        told.append(context)
+        return build_chain(settings, context, **options)
+
+    monkeypatch.setattr("recplug.adapters.recbole.graft.base.build_chain", spy)
+    _, _, train, *_ = build("SASRec", "prism")
     dataset = train.dataset
-    users, items = model.recplug.plugins["prism"].edges
+    users, items = told[-1].edges
     names = dataset.id2token("user_id", users.tolist()), dataset.id2token("item_id", items.tolist())
     found = list(zip(*names, strict=True))
     # RecBole leaves a user of three interactions two for training, and none for validation.

@@ -16,7 +16,7 @@ from recplug.plugins.registry import get
 
 ITEMS, WIDTH = 25, 8
 TOKENS = ["[PAD]", *(f"i{i}" for i in range(1, ITEMS))]
-QUIET = {"mask": "mean", "dropout": 0.0, "gate_dropout": 0.0}  # PRISM without a random draw
+QUIET = {"mask": "mean", "gate_dropout": 0.0}  # PRISM without a random draw
 
 
 class Toy(nn.Module):

@@ -209,7 +209,7 @@ def test_a_study_of_another_folder_is_refused(searches, tmp_path):
 
 def test_what_cannot_be_a_study_is_one_line(search, tmp_path):
     (tmp_path / "study.db").write_text("no data base")
-    with pytest.raises(RecplugError, match="cannot be opened") as caught:
+    with pytest.raises(RecplugError, match="holds no study") as caught:
         search(1, study=tmp_path / "study.db")
     assert "\n" not in str(caught.value)
 

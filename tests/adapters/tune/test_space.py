@@ -15,7 +15,7 @@ PLUGINS = sorted(available())
 def test_every_end_and_choice_builds_settings_and_ranges_hold_the_default(name):
     model = available()[name].settings
     found = searches(model)
-    assert len(found) >= (2 if name == "mlp" else 5)
+    assert len(found) >= {"mlp": 2, "itemgraph": 3}.get(name, 5)
     for key, search in found.items():
         default = model.model_fields[key].get_default(call_default_factory=True)
         if isinstance(search, Range):

@@ -164,6 +164,9 @@ class Nodes(Augmentation):
             self.beside = nn.Parameter(torch.randn(context.n_items, 3))
             self.register_buffer("interest", torch.randn(3), persistent=False)
 
+    def propagated_width(self, width):
+        return width + (3 if self.beside is not None and self.settings.scale else 0)
+
     def users(self, rows, ids):
         return rows + self.settings.scale * self.by_user
 
@@ -282,6 +285,19 @@ class HalfAGraph(Nodes):
         return graph.with_values(graph.values() * (row < col))
 
 
+class ByOthers(Augmentation):
+    """Ranks a history by the others that are ranked with it."""
+
+    halves = frozenset({"ranking"})
+
+    def __init__(self, settings, context):
+        super().__init__()
+        self.scale = settings.scale
+
+    def score(self, base, users, items, step):
+        return base + self.scale * base.mean(dim=0, keepdim=True) if base.dim() == 2 else base
+
+
 class Scores(Augmentation):
     """Adds to a score what a learned form makes of the nodes, and how well the item fits the user's number of items."""
 
@@ -392,6 +408,7 @@ BREAKS = [  # a check, an augmentation that breaks its rule, the seams that it d
     ("shapes", ScoreType, SCORES, "graph-bpr"),
     ("pairs", ByPlace, SCORES, "nodes-bpr"),
     ("pairs", ByBlock, SCORES, "graph-bpr"),
+    ("shown", ByOthers, ("score",), "mean-ce"),
     ("training_pairs", RanksAlone, SCORES, "nodes-bpr"),
     ("permutation", NumbersScores, SCORES, "graph-bpr"),
     ("identity", NeverOffScores, SCORES, "nodes-bpr"),
@@ -407,7 +424,10 @@ def plugin_of(augmentation, seams=ITEMS, one_of=()):
         paper="",
         settings=Settings,
         requirements=lambda settings: Requirements(
-            seams=frozenset(seams), one_of=frozenset(one_of), modalities=int(issubclass(augmentation, Sound))
+            seams=frozenset(seams),
+            one_of=frozenset(one_of),
+            modalities=int(issubclass(augmentation, Sound)),
+            halves=augmentation.halves,
         ),
         build=augmentation,
         identity={"scale": 0.0, "penalty": 0.0},

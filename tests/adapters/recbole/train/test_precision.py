@@ -12,7 +12,12 @@ from recplug.plugins import available
 from recplug.plugins.errors import RecplugError
 
 SETTINGS = {"magnet": {"trigger": "fixed@1"}}  # both stages in two epochs
-COMBINATIONS = [(name, host) for name in ("", *sorted(available())) for host in ("SASRec", "LightGCN")]
+COMBINATIONS = [
+    (name, host)
+    for name in ("", *sorted(available()))
+    for host in ("SASRec", "LightGCN")
+    if (name, host) != ("itemgraph", "SASRec")  # of graph backbones
+]
 
 
 def losses(model, batch, dtype):

@@ -269,7 +269,7 @@ def test_an_interruption_says_how_to_go_on(cut):
     assert f"go on after epoch 1 with: run_recbole --resume {folder}" in told
     result = json.loads((folder / "result.json").read_text())
     assert (result["status"], result["checkpoint"]) == ("interrupted", "checkpoint.pth")
-    assert not list(folder.rglob(".*"))
+    assert [path.name for path in folder.rglob(".*")] == [".recplug-run"]
 
 
 def test_a_longer_run_is_a_finished_one_that_goes_on(again, shops, tmp_path):

@@ -142,7 +142,7 @@ def test_the_files_of_a_run(finished):
     result, *_, working = finished
     folder = working / "runs" / "one"
     assert {path.name for path in folder.iterdir()} >= FILES
-    assert not [path for path in folder.rglob("*") if path.name.startswith(".")]
+    assert [path.name for path in folder.rglob("*") if path.name.startswith(".")] == [".recplug-run"]
     stored = json.loads((folder / "result.json").read_text())
     assert set(stored) >= RESULT_KEYS
     assert stored["status"] == "finished"
