@@ -64,7 +64,7 @@ lint: $(VENV)/.dev
 	$(PY) -m ruff format --check .
 	$(abspath $(VENV))/bin/lint-imports --no-logo
 	MYPYPATH=src $(PY) -m mypy src/recplug
-	$(abspath $(VENV))/bin/basedpyright
+	$(abspath $(VENV))/bin/basedpyright --pythonpath $(PY)
 
 attacks: $(VENV)/.dev
 	$(ONE_THREAD) $(PY) -m pytest tests/attacks -n $(JOBS) --dist load
