@@ -10,13 +10,19 @@ from recplug.plugins.filter.settings import FilterSettings
 from recplug.plugins.hookspecs import hookimpl
 from recplug.plugins.nn.closed_form import ClosedForm
 from recplug.plugins.nn.content import similarity_graph
+from recplug.plugins.nn.smoothing import CONTENT_FILTER
 
 log = logging.getLogger("recplug")
 
 
 def requirements(settings: FilterSettings) -> Requirements:
     """Scores, where items are ranked; content is not needed."""
-    return Requirements(seams=frozenset({"score"}), halves=frozenset({"ranking"}))
+    adds = settings.alone or settings.fit or settings.weight != 0
+    return Requirements(
+        seams=frozenset({"score"}),
+        halves=frozenset({"ranking"}),
+        brings={CONTENT_FILTER: "filter.weight=0"} if adds else {},
+    )
 
 
 def build(settings: FilterSettings, context: Context) -> ContentFilter:

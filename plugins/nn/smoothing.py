@@ -7,7 +7,9 @@ from torch import Tensor, nn
 
 from recplug.plugins.nn.propagation import Adjacency
 
-ITEM_GRAPH = "a content graph over items"  # what a model takes once: ``Requirements.brings``
+# What a model takes once: ``Requirements.brings``.
+ITEM_GRAPH = "a content graph over items"
+CONTENT_FILTER = "the content filter of the interaction signal"
 
 
 class Smoothing(nn.Module):

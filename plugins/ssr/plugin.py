@@ -15,7 +15,7 @@ from recplug.plugins.nn.closed_form import ClosedForm
 from recplug.plugins.nn.content import content_graph, principal, similarity_graph
 from recplug.plugins.nn.knn import cooccurrence
 from recplug.plugins.nn.propagation import Adjacency
-from recplug.plugins.nn.smoothing import ITEM_GRAPH, Smoothing
+from recplug.plugins.nn.smoothing import CONTENT_FILTER, ITEM_GRAPH, Smoothing
 from recplug.plugins.settings import Preset
 from recplug.plugins.ssr.content import ContentEncoders, FrozenContent
 from recplug.plugins.ssr.decomposition import Decomposition
@@ -35,12 +35,15 @@ CONTENT_WIDTH = 128
 
 def requirements(settings: SsrSettings) -> Requirements:
     """What these settings need."""
+    brings = {ITEM_GRAPH: "ssr.item_layers=0"} if settings.item_layers and settings.modalities != () else {}
+    if settings.signal:
+        brings[CONTENT_FILTER] = "ssr.signal=false"
     return Requirements(
         seams=frozenset({"losses", "score"} if settings.signal else {"losses"}),
         halves=frozenset({"ranking"}),
         one_of=frozenset({"propagated", "tables"}),
         modalities=1 if settings.modalities else 0,
-        brings={ITEM_GRAPH: "ssr.item_layers=0"} if settings.item_layers and settings.modalities != () else {},
+        brings=brings,
     )
 
 

@@ -46,3 +46,13 @@ def test_a_plugin_behind_one_that_widens_nodes_is_built_for_their_width():
     _, items = model.backbone()
     assert items.shape[1] > model.backbone.items.embedding_dim
     assert model.scores(batch).isfinite().all()
+
+
+@pytest.mark.parametrize("names", [("ssr", "filter"), ("filter", "ssr")], ids=",".join)
+def test_the_content_filter_is_added_once(names):
+    given = {"ssr": {"signal": True}, "filter": {}}
+    settings = {name: settings_of(PLUGINS[name], given[name]) for name in names}
+    backbone = Case(PLUGINS["ssr"], settings["ssr"], "nodes-bpr").backbone()
+    context = Case(PLUGINS["ssr"], settings["ssr"], "nodes-bpr").context(backbone)
+    with pytest.raises(RecplugError, match=r"both bring the content filter.*ssr\.signal=false"):
+        build_chain(settings, context, seams=backbone.seams, encoder=False)
