@@ -1,5 +1,6 @@
 """Models of a hub: a server on loopback that speaks what downloads need of its protocol, asked by real processes."""
 
+import importlib
 import json
 import os
 import shutil
@@ -112,12 +113,14 @@ class Answer(BaseHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def hub(model_folders, tiny_clip, tmp_path_factory):
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.models import Pooling, Transformer
 
+    modules = importlib.import_module("sentence_transformers.models")
     place = tmp_path_factory.mktemp("served")
     bert = model_folders("bert")
     sentences = place / "sentences"
-    SentenceTransformer(modules=[Transformer(str(bert)), Pooling(16)], device="cpu").save(str(sentences))
+    SentenceTransformer(modules=[modules.Transformer(str(bert)), modules.Pooling(16)], device="cpu").save(
+        str(sentences)
+    )
     clip = place / "clip"
     clip.mkdir()
     (clip / "open_clip_config.json").write_text(json.dumps({"model_cfg": tiny_clip[2], "preprocess_cfg": {}}))
